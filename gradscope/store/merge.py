@@ -1,0 +1,87 @@
+"""Merge what several ranks recorded of a step, so that it equals one measurement of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from gradscope.columns import Column
+
+Values = Mapping[str, np.ndarray]
+
+
+def merge_groups(columns: Mapping[str, Column], values: Values, starts: np.ndarray) -> dict[str, np.ndarray]:
+    """Merge rows into groups by each column's declared rule; undeclared columns keep the first value.
+
+    Rows of a group are adjacent and `starts` holds the index of each group's first. A missing value (NaN)
+    doesn't contribute; it makes the merged value missing where its rank saw non-finite entries instead.
+    """
+    return {name: _merge(name, columns.get(name), values, starts) for name in values}
+
+
+def _merge(name: str, column: Column | None, values: Values, starts: np.ndarray) -> np.ndarray:
+    x = values[name]
+    rule = column.merge if column else "first"
+    if rule == "sum":
+        return np.where(
+            _any(~np.isnan(x), starts), np.add.reduceat(np.nan_to_num(x, nan=0.0), starts), np.nan
+        )
+    weights = values.get(column.weight) if column and column.weight else None
+    if rule == "first":
+        merged = _first(x, starts)
+    elif rule == "min":
+        merged = np.fmin.reduceat(x, starts)
+    elif rule == "max":
+        merged = np.fmax.reduceat(x, starts)
+    elif rule == "mean":
+        merged = _mean(x, weights, starts)
+    elif rule == "root-mean-square":
+        merged = np.sqrt(_mean(x * x, weights, starts))
+    else:
+        merged = _spread(x, values[name.replace("_std", "_mean")], weights, starts)
+    return np.where(_any(_poisoned(name, values), starts), np.nan, merged)
+
+
+def _poisoned(name: str, values: Values) -> np.ndarray:
+    """Return the rows whose value is missing because of non-finite entries: the whole would miss it too."""
+    nonfinite = values.get(f"{name.partition('_')[0]}_nonfinite")
+    missing = np.isnan(values[name])
+    return missing & (nonfinite > 0) if nonfinite is not None else np.zeros_like(missing)
+
+
+def _any(condition: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    result: np.ndarray = np.logical_or.reduceat(condition, starts)
+    return result
+
+
+def _first(x: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    places = np.where(np.isnan(x), len(x), np.arange(len(x)))
+    first = np.minimum.reduceat(places, starts)
+    return np.where(first < len(x), x[np.minimum(first, len(x) - 1)], np.nan)
+
+
+def _mean(x: np.ndarray, weights: np.ndarray | None, starts: np.ndarray) -> np.ndarray:
+    """Return the weighted mean of each group; unweighted where no weight is known."""
+    present = ~np.isnan(x)
+    given = np.ones_like(x) if weights is None else np.nan_to_num(weights, nan=0.0)
+    given = np.where(present, given, 0.0)
+    unknown = np.add.reduceat(given, starts) == 0
+    given = np.where(_spread_out(unknown, starts, len(x)), present, given)
+    total = np.add.reduceat(given, starts)
+    scaled = np.where(given > 0, x * (given / _spread_out(total, starts, len(x), 1.0)), 0.0)
+    return np.where(total > 0, np.add.reduceat(scaled, starts), np.nan)
+
+
+def _spread(x: np.ndarray, mean: np.ndarray, weights: np.ndarray | None, starts: np.ndarray) -> np.ndarray:
+    """Return the standard deviation about the merged mean (Chan, Golub & LeVeque, 1983)."""
+    known = np.where(np.isnan(x), np.nan, mean)
+    merged = _spread_out(_mean(known, weights, starts), starts, len(x))
+    return np.sqrt(_mean(x * x + (known - merged) ** 2, weights, starts))
+
+
+def _spread_out(group: np.ndarray, starts: np.ndarray, rows: int, zero: float | None = None) -> np.ndarray:
+    """Return each group's value once for each of its rows; zeros replaced by `zero` where given."""
+    values = group if zero is None else np.where(group == 0, zero, group)
+    spread: np.ndarray = np.repeat(values, np.diff(np.append(starts, rows)))
+    return spread

@@ -1,0 +1,95 @@
+"""Read a run directory, in whatever state it is: running, crashed, finished, damaged in parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gradscope.errors import RunError
+from gradscope.records import Event, Run, RunInfo
+from gradscope.store.documents import DocumentError, format_version, load_event, load_info
+from gradscope.store.parts import Part, read_parts
+from gradscope.store.schema import FORMAT_VERSION, LAYERS, PARAMETERS, STEPS
+from gradscope.store.tables import assemble, limits, with_all_steps
+
+
+def read_run(path: Path | str) -> Run:
+    """Read everything that a run directory holds; what can't be read is said in the run's problems.
+
+    RunError, one line that says what to do, if there is no run or its format is newer than this gradscope.
+    """
+    path = Path(path)
+    info = read_info(path)
+    parts, problems = read_parts(path)
+    cut = limits(parts, info.ranks)
+    layer_statistics = assemble(LAYERS, parts, cut, [layer.name for layer in info.layers])
+    parameter_statistics = assemble(PARAMETERS, parts, cut, [item.name for item in info.parameters])
+    steps = with_all_steps(assemble(STEPS, parts, cut, []), (layer_statistics, parameter_statistics))
+    events, damaged = _read_events(path, cut)
+    said = (*problems, *damaged, *_rank_problems(info, parts))
+    return Run(path, info, steps, layer_statistics, parameter_statistics, events, said)
+
+
+def read_info(path: Path) -> RunInfo:
+    """Read run.json; RunError if it is missing, damaged, not gradscope's or of a newer format."""
+    try:
+        data = (path / "run.json").read_bytes()
+        version = format_version(data)
+        if version is not None and version <= FORMAT_VERSION:
+            return load_info(data)
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(_missing(path)) from None
+    except OSError as error:
+        raise RunError(f"cannot read {path / 'run.json'}: {error.strerror or error}") from None
+    except DocumentError as error:
+        raise RunError(
+            f"{path / 'run.json'} is damaged ({error}); restore it, or read the tables with pandas"
+        ) from None
+    if version is None:
+        raise RunError(f"{path} holds a run.json of another program; give a run that gradscope recorded")
+    raise RunError(
+        f"{path} has format version {version}, this gradscope reads up to {FORMAT_VERSION}; upgrade gradscope"
+    )
+
+
+def _missing(path: Path) -> str:
+    if not path.exists():
+        return f"there is no {path}; give the directory of a run"
+    if not path.is_dir():
+        return f"{path} is a file; give the directory of a run"
+    return f"{path} is not a run: it has no run.json; give the directory of a run"
+
+
+def _read_events(path: Path, cut: dict[tuple[int, int], float]) -> tuple[tuple[Event, ...], list[str]]:
+    """Return the events of all ranks by step; those of steps that a restart repeated are left out."""
+    events: list[Event] = []
+    problems: list[str] = []
+    for file in sorted(path.glob("events*.jsonl")):
+        rank = int(file.stem.partition("-")[2] or 0)
+        try:
+            lines = file.read_bytes().split(b"\n")
+        except OSError as error:
+            problems.append(f"{file.name} was not read: {error.strerror or error}")
+            continue
+        damaged = 0
+        for line in lines[:-1]:  # what follows the last newline is being written
+            try:
+                event, attempt = load_event(line)
+            except DocumentError:
+                damaged += 1
+                continue
+            if event.step < cut.get((rank, attempt), float("inf")):
+                events.append(event)
+        if damaged:
+            problems.append(f"{file.name}: {damaged} damaged lines were left out")
+    return tuple(sorted(events, key=lambda event: event.step)), problems
+
+
+def _rank_problems(info: RunInfo, parts: list[Part]) -> list[str]:
+    """Name the ranks that recorded nothing; figures then cover the others only."""
+    seen = {part.name.rank for part in parts}
+    missing = [str(rank) for rank in range(info.ranks) if rank not in seen]
+    if not seen or not missing:
+        return []
+    return [
+        f"nothing was recorded by rank {', '.join(missing)} of {info.ranks}; the figures cover the others"
+    ]

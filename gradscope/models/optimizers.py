@@ -1,33 +1,90 @@
-"""The optimizers that a model can be trained with, by name."""
+"""Momentum and Adam written out in a few lines each, as they stand on the blackboard."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from torch import optim
-from torch.nn import Parameter
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 
-def _moving_average(
-    parameters: Iterable[Parameter], rate: float, momentum: float, decay: float
-) -> Optimizer:
-    """Step by the moving average v = m v + (1 − m) g at `rate`, in torch's form of momentum, v = m v + g.
+class MovingAverageSGD(Optimizer):
+    """Gradient descent along an exponential moving average of the gradients: v = b v + (1 - b) g, w = w - lr v.
 
-    torch's buffer is 1 / (1 − m) times the average, so the rate shrinks by that factor; its dampening
-    would not do, since torch does not dampen the first gradient.
+    Equal to torch.optim.SGD(lr=lr * (1 - momentum), momentum=momentum), whose buffer is v / (1 - b). (Torch's
+    dampening=momentum is not the same: it does not damp the first gradient.)
     """
-    return optim.SGD(parameters, rate * (1 - momentum), momentum, dampening=0.0, weight_decay=decay)
+
+    def __init__(self, params: Iterable[Any], lr: float = 0.1, momentum: float = 0.9) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum is {momentum}; give at least 0 and less than 1")
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update every parameter that has a gradient; return the closure's loss, if one is given."""
+        loss = _evaluate(closure)
+        for group, weight, gradient, state in _gradients(self):
+            beta = group["momentum"]
+            velocity = state.setdefault("momentum_buffer", torch.zeros_like(weight))
+            velocity.mul_(beta).add_(gradient, alpha=1 - beta)
+            weight.sub_(velocity, alpha=group["lr"])
+        return loss
 
 
-Build = Callable[[Iterable[Parameter], float, float, float], Optimizer]
+class WrittenAdam(Optimizer):
+    """Adam (Kingma and Ba 2015): moving averages of the gradient and of its square, both corrected for their start.
 
-# name: (parameters, learning rate, momentum, weight decay) -> optimizer
-OPTIMIZERS: dict[str, Build] = {
-    "sgd": lambda p, rate, momentum, decay: optim.SGD(p, rate, weight_decay=decay),
-    "momentum": lambda p, rate, momentum, decay: optim.SGD(p, rate, momentum, weight_decay=decay),
-    "moving-average": _moving_average,
-    "adam": lambda p, rate, momentum, decay: optim.Adam(p, rate, (momentum, 0.999), weight_decay=decay),
-    "adamw": lambda p, rate, momentum, decay: optim.AdamW(p, rate, (momentum, 0.999), weight_decay=decay),
-    "rmsprop": lambda p, rate, momentum, decay: optim.RMSprop(p, rate, weight_decay=decay),
-}
+    m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g²,  w = w - lr m_hat / (sqrt(v_hat) + eps). Weight decay either
+    adds decay * w to the gradient (L2), or, decoupled, shrinks w by lr * decay (AdamW, Loshchilov and Hutter 2019).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "decoupled": decoupled},
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update every parameter that has a gradient; return the closure's loss, if one is given."""
+        loss = _evaluate(closure)
+        for group, weight, gradient, state in _gradients(self):
+            (beta1, beta2), lr, decay = group["betas"], group["lr"], group["weight_decay"]
+            if group["decoupled"]:
+                weight.mul_(1 - lr * decay)
+            else:
+                gradient = gradient + decay * weight
+            state["step"] = t = state.get("step", 0) + 1
+            mean = state.setdefault("exp_avg", torch.zeros_like(weight))
+            square = state.setdefault("exp_avg_sq", torch.zeros_like(weight))
+            mean.mul_(beta1).add_((1 - beta1) * gradient)
+            square.mul_(beta2).add_((1 - beta2) * gradient**2)
+            mean_hat, square_hat = mean / (1 - beta1**t), square / (1 - beta2**t)
+            weight.sub_(lr * mean_hat / (square_hat.sqrt() + group["eps"]))
+        return loss
+
+
+def _evaluate(closure: Callable[[], Any] | None) -> Any:
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def _gradients(optimizer: Optimizer) -> Iterable[tuple[dict[str, Any], Tensor, Tensor, dict[str, Any]]]:
+    """Yield group, weight, gradient and state of each parameter that has a gradient."""
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if weight.grad is not None:
+                yield group, weight, weight.grad, optimizer.state[weight]

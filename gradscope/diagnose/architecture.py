@@ -1,0 +1,160 @@
+"""Questions about the graph of layers: which weights lie behind one another, what follows a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradscope.records import LayerInfo, ParameterInfo, Run
+
+PASSED_THROUGH = ("normalization", "dropout", "shape", "pooling")
+WEIGHTED = ("linear", "convolution", "recurrent", "attention")
+
+
+@dataclass(frozen=True, eq=False)
+class WeightLayer:
+    """A layer with a trained weight: its place counts the weight layers on the longest way to it."""
+
+    layer: LayerInfo
+    weight: ParameterInfo
+    place: int
+
+
+def weight_layers(run: Run) -> tuple[WeightLayer, ...]:
+    """Return every layer with a trained weight matrix or kernel, in execution order."""
+    places = _places(run)
+    found = []
+    for layer in run.layers:
+        weight = main_weight(run, layer)
+        if weight is not None and layer.role in WEIGHTED:
+            found.append(WeightLayer(layer, weight, places[layer.name]))
+    return tuple(found)
+
+
+def main_weight(run: Run, layer: LayerInfo) -> ParameterInfo | None:
+    """Return the largest trained weight of a layer, None if it has none."""
+    names = {parameter.name: parameter for parameter in run.parameters}
+    own = [names[name] for name in layer.parameters if name in names]
+    weights = [parameter for parameter in own if parameter.role == "weight" and parameter.trained]
+    return max(weights, key=lambda parameter: parameter.size, default=None)
+
+
+def networks(run: Run) -> tuple[tuple[WeightLayer, ...], ...]:
+    """Split the weight layers into those that one optimizer trains together, each in execution order."""
+    groups: dict[str, list[WeightLayer]] = {}
+    for item in weight_layers(run):
+        optimizer = (item.weight.group or "0").split(".")[0]
+        groups.setdefault(optimizer, []).append(item)
+    return tuple(tuple(items) for items in groups.values())
+
+
+def consumers(run: Run, name: str) -> list[LayerInfo]:
+    """Return the layers that take a layer's output."""
+    return [layer for layer in run.layers if name in layer.inputs]
+
+
+def activation_after(run: Run, layer: LayerInfo) -> str | None:
+    """Return the activation that a layer's output goes through before the next weights.
+
+    "identity" if the next weights take it as it is; None if it goes to the loss or can't be followed.
+    """
+    seen = {layer.name}
+    current = layer
+    while current.activation is None:
+        following = [item for item in consumers(run, current.name) if item.name not in seen]
+        if not following:
+            return None
+        current = min(following, key=lambda item: item.depth)
+        seen.add(current.name)
+        if current.role not in ("activation", *PASSED_THROUGH):
+            return "identity" if current.role in WEIGHTED else None
+    return current.activation
+
+
+def normalized_after(run: Run, layer: LayerInfo) -> str:
+    """Return the kind of the normalisation between a layer and the next weights, "" if there is none."""
+    seen = {layer.name}
+    current = layer
+    while True:
+        following = [item for item in consumers(run, current.name) if item.name not in seen]
+        if not following:
+            return ""
+        current = min(following, key=lambda item: item.depth)
+        seen.add(current.name)
+        if current.role == "normalization":
+            return current.kind
+        if current.role not in ("activation", *PASSED_THROUGH):
+            return ""
+
+
+def output_layers(run: Run) -> tuple[str, ...]:
+    """Return the layers that feed the loss, or those that nothing else takes, if the loss doesn't tell."""
+    told = tuple(str(name) for name in run.info.loss.get("inputs", ()))
+    if told:
+        return told
+    taken = {name for layer in run.layers for name in layer.inputs}
+    return tuple(layer.name for layer in run.layers if layer.name not in taken)
+
+
+def feeds_output(run: Run, layer: LayerInfo) -> bool:
+    """Say whether a layer's output reaches the loss without passing further weights."""
+    outputs = set(output_layers(run))
+    if layer.name in outputs:
+        return True
+    return any(
+        item.role in ("activation", *PASSED_THROUGH) and item.depth > layer.depth and feeds_output(run, item)
+        for item in consumers(run, layer.name)
+    )
+
+
+def skips(run: Run) -> bool:
+    """Say whether the network adds or concatenates the outputs of different layers."""
+    joins = ("AddBackward", "CatBackward", "SubBackward")
+    return any(
+        len(set(layer.inputs)) > 1 and any(function.startswith(joins) for function in layer.functions)
+        for layer in run.layers
+    )
+
+
+def beyond_theory(run: Run, items: tuple[WeightLayer, ...]) -> str:
+    """Return why mean-field theory does not apply to these layers, "" if it does."""
+    if any(item.layer.role == "recurrent" for item in items):
+        return "recurrent layers reuse their weights"
+    if any(item.layer.role == "attention" for item in items):
+        return "attention mixes positions"
+    if skips(run):
+        return "skip connections bypass layers"
+    if not any(layer.inputs for layer in run.layers):
+        return "the layers' order is known, not how they are connected"
+    return ""
+
+
+def names(items: tuple[WeightLayer, ...] | list[WeightLayer]) -> tuple[str, ...]:
+    """Return the layers' names."""
+    return tuple(item.layer.name for item in items)
+
+
+def weights(items: tuple[WeightLayer, ...] | list[WeightLayer]) -> tuple[str, ...]:
+    """Return the names of the layers' weights."""
+    return tuple(item.weight.name for item in items)
+
+
+def places(items: tuple[WeightLayer, ...]) -> np.ndarray:
+    """Return the layers' places over depth."""
+    return np.array([item.place for item in items], dtype=np.float64)
+
+
+def _places(run: Run) -> dict[str, int]:
+    """Return for each layer the number of weight layers on the longest way from the input to it."""
+    connected = any(layer.inputs for layer in run.layers)
+    places: dict[str, int] = {}
+    counted: dict[str, int] = {}  # the same, with the layer itself
+    passed = 0
+    for layer in run.layers:
+        before = [counted[name] for name in layer.inputs if name in counted]
+        places[layer.name] = max(before, default=0) if connected else passed
+        own = layer.role in WEIGHTED and bool(layer.parameters)
+        passed += own
+        counted[layer.name] = places[layer.name] + own
+    return places

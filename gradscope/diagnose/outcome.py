@@ -1,0 +1,108 @@
+"""Judge from the loss alone whether training got anywhere."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradscope.diagnose.series import column, median
+from gradscope.records import Run, Severity
+from gradscope.settings import Settings
+
+Progress = Literal["trains", "slow", "stuck", "unknown"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the loss shows.
+
+    initial, final, best: medians over a few recorded steps at the start, at the end, and the lowest of all.
+    improvement: share of the initial loss that is gone; noise: scatter of neighbouring steps, in the loss's
+    unit; chance: the loss of a constant guess where it is known (log C for C balanced classes), else NaN.
+    progress: "trains", "slow" (some improvement), "stuck", or "unknown": too few steps, or a loss that
+    needn't fall (several optimizers, as in a GAN).
+    """
+
+    initial: float
+    final: float
+    best: float
+    improvement: float
+    noise: float
+    chance: float
+    progress: Progress
+
+    @property
+    def text(self) -> str:
+        """Return the loss's way in words."""
+        if self.progress == "unknown":
+            return "the loss can't be judged"
+        return f"the loss went from {self.initial:.3g} to {self.final:.3g}"
+
+
+def outcome(run: Run, settings: Settings) -> Outcome:
+    """Judge the loss of a run."""
+    losses = column(run, "loss")
+    losses = losses[np.isfinite(losses)]
+    chance = _chance(run)
+    if len(losses) < settings.patience:
+        return Outcome(math.nan, math.nan, math.nan, math.nan, math.nan, chance, "unknown")
+    initial, final, best = _levels(losses)
+    scale = max(abs(initial), abs(final))
+    improvement = (initial - final) / scale if scale > 0 else 0.0
+    noise = 1.4826 * median(np.abs(np.diff(losses))) / math.sqrt(2)
+    progress = _progress(run, initial, final, improvement, chance, settings)
+    return Outcome(initial, final, best, improvement, noise, chance, progress)
+
+
+def severity(found: Outcome, ongoing: bool = True) -> Severity:
+    """Return how much a mechanism matters that is at work in a run with this outcome."""
+    if found.progress == "trains" or not ongoing:
+        return "note"
+    return "critical" if found.progress == "stuck" else "warning"
+
+
+def _levels(losses: NDArray[np.float64]) -> tuple[float, float, float]:
+    few = max(1, min(5, len(losses) // 10))
+    tail = max(5, len(losses) // 10)
+    window = min(5, len(losses))
+    smooth = np.median(np.lib.stride_tricks.sliding_window_view(losses, window), axis=-1)
+    return median(losses[:few]), median(losses[-tail:]), float(smooth.min())
+
+
+def _progress(
+    run: Run, initial: float, final: float, improvement: float, chance: float, settings: Settings
+) -> Progress:
+    if len(run.info.optimizers) > 1:
+        return "unknown"
+    if math.isfinite(chance):
+        if min(initial, final) < 0.25 * chance:  # also a network that was trained before
+            return "trains"
+        if final > settings.chance_share * chance:
+            return "stuck"
+    if improvement >= settings.improved_share:
+        return "trains"
+    return "slow" if improvement >= settings.stuck_share else "stuck"
+
+
+def _chance(run: Run) -> float:
+    """Return the loss of a guess that is the same for every sample, as far as the loss function tells."""
+    functions = " ".join(str(name) for name in run.info.loss.get("functions", ()))
+    if "BinaryCrossEntropy" in functions:
+        return math.log(2)
+    if "NllLoss" not in functions and "CrossEntropy" not in functions:
+        return math.nan
+    classes = [_classes(run, name) for name in run.info.loss.get("inputs", ())]
+    classes = [number for number in classes if number > 1]
+    return math.log(classes[0]) if classes else math.nan
+
+
+def _classes(run: Run, name: str) -> int:
+    layer = next((layer for layer in run.info.layers if layer.name == name), None)
+    if layer is None or not layer.output_shape:
+        return 0
+    axis = layer.unit_axis if layer.unit_axis is not None else -1
+    return layer.output_shape[axis]

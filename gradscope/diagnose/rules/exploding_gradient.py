@@ -1,0 +1,166 @@
+"""The gradient grows on its way from the loss to the first layers, or in bursts that wreck training.
+
+What it finds
+rho = |gradient| |weight| of each weight grows towards the input by a factor of 1000 or more, beyond what
+chance does in a network of this width, over several recorded steps; or the gradient of a recurrent layer is
+that much larger than the others' or comes in bursts above ten times its running median.
+
+Why it hurts
+No learning rate fits: one that the first layers bear is far too small for the last. A burst undoes in a step
+what many steps have learned.
+
+What it is not
+A large gradient everywhere: that is the loss's scale. Rare spikes that the loss survives are not reported.
+
+Remedies
+Gradient clipping at a norm from this run, an initialisation at the critical point, residual connections
+around BatchNorm layers, an orthogonal or gated recurrence.
+
+Evidence
+gain_per_layer, predicted_gain, rho_gain, ratio_first_to_last, sigma_w2, critical_sigma_w2, depth,
+median_grad_norm, max_grad_norm, spike_share, loss_improvement.
+
+References
+Bengio et al. 1994; Pascanu et al. 2013; Hanin 2018; Yang et al. 2019.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gradscope.diagnose import architecture, profile
+from gradscope.diagnose.outcome import outcome, severity
+from gradscope.diagnose.rule import Undecided
+from gradscope.diagnose.series import Stretch, column, log, longest_stretch, median, require_steps, typical
+from gradscope.diagnose.wording import explain_gain, present
+from gradscope.records import Finding, Run
+from gradscope.settings import Settings
+
+NAME = "exploding-gradient"
+
+
+def detect(run: Run, settings: Settings) -> Finding | None:
+    """Find a network whose gradient grows towards the input, through time, or in bursts."""
+    require_steps(run, settings.patience)
+    found = _recurrent(run, settings)
+    if found is not None:
+        return found
+    try:
+        deep = profile.deep_networks(run, settings)
+    except Undecided:
+        if any(layer.role == "recurrent" for layer in run.layers):
+            return None
+        raise
+    for items in deep:
+        rho = profile.gradient_profile(run, items)
+        limit = profile.allowance(items, settings.exploding_ratio, settings)
+        stretch = profile.lasting_trend(run, rho, -limit, settings)
+        if stretch is not None:
+            return _over_depth(run, items, rho, stretch, settings)
+    return None
+
+
+def _over_depth(
+    run: Run,
+    items: tuple[architecture.WeightLayer, ...],
+    rho: profile.Profile,
+    stretch: Stretch,
+    settings: Settings,
+) -> Finding:
+    signal = profile.signal_profile(run, items)
+    gain, rho_gain = 1.0 / profile.gain(signal.trend, stretch), 1.0 / profile.gain(rho.trend, stretch)
+    levels = typical(rho.values, stretch.rows)
+    worst = [
+        item
+        for item, level in zip(items, levels, strict=True)
+        if level > np.nanmin(levels) + math.log(settings.exploding_ratio)
+    ] or [items[0]]
+    loss = outcome(run, settings)
+    ratio = math.exp(-float(np.nanmedian(rho.rise[stretch.rows])))
+    return Finding(
+        NAME,
+        severity(loss, stretch.ongoing),
+        f"The gradient grows {rho_gain:.3g}-fold at each layer towards the input: {items[0].layer.name} gets "
+        f"{ratio:.1e} times what {items[-1].layer.name} gets.",
+        architecture.names(worst),
+        architecture.weights(worst),
+        stretch.first_step,
+        stretch.last_step,
+        explain_gain(run, items, gain, settings),
+        present(
+            gain_per_layer=gain,
+            predicted_gain=profile.predicted_gain(run, items),
+            rho_gain=rho_gain,
+            ratio_first_to_last=ratio,
+            **profile.initialization_evidence(run, items),
+            **_norms(run),
+            loss_improvement=loss.improvement,
+        ),
+    )
+
+
+def _recurrent(run: Run, settings: Settings) -> Finding | None:
+    """Find gradients that explode through time: over the other layers', or in bursts."""
+    recurrent = [item for item in architecture.weight_layers(run) if item.layer.role == "recurrent"]
+    if not recurrent:
+        return None
+    loss = outcome(run, settings)
+    if loss.progress == "trains":
+        return None
+    items = architecture.weight_layers(run)
+    values = profile.gradient_profile(run, items).values
+    inside = [index for index, item in enumerate(items) if item in recurrent]
+    outside = [index for index, item in enumerate(items) if item not in recurrent]
+    excess = _excess(values, inside, outside)
+    bursts = _bursts(run, settings)
+    large = excess >= math.log(settings.exploding_ratio)
+    stretch = longest_stretch(large, run, settings.patience)
+    if stretch is None and np.nansum(bursts) < settings.patience:
+        return None
+    rows = np.flatnonzero(bursts if stretch is None else large)
+    steps = run.steps["step"].to_numpy()[rows]
+    name = recurrent[0].layer.name
+    ratio = math.exp(median(excess[rows]))
+    norms = _norms(run)
+    return Finding(
+        NAME,
+        severity(loss),
+        f"The gradient of the recurrent layer {name} explodes through time: its largest norm is "
+        f"{norms['max_grad_norm'] / norms['median_grad_norm']:.3g} times the median.",
+        architecture.names(recurrent),
+        architecture.weights(recurrent),
+        int(steps[0]),
+        int(steps[-1]),
+        f"Going back through the sequence multiplies the gradient at each time step; in {len(rows)} recorded "
+        f"steps it was out of proportion ({ratio:.3g} times the other layers').",
+        present(ratio_first_to_last=ratio, **norms, loss_improvement=loss.improvement),
+    )
+
+
+def _excess(values: np.ndarray, inside: list[int], outside: list[int]) -> np.ndarray:
+    if not outside:
+        return np.full(len(values), np.nan)
+    return np.array([np.max(row[inside]) - median(row[outside]) for row in values])
+
+
+def _bursts(run: Run, settings: Settings) -> np.ndarray:
+    """Return in which recorded steps the gradient norm was far above the median of the ten before it."""
+    norms = log(column(run, "grad_norm"))
+    before = [median(norms[max(0, row - 10) : row]) for row in range(len(norms))]
+    with np.errstate(invalid="ignore"):
+        return np.asarray(norms - np.array(before) > math.log(settings.spike_ratio))
+
+
+def _norms(run: Run) -> dict[str, float]:
+    norms = column(run, "grad_norm")
+    finite = norms[np.isfinite(norms)]
+    if not len(finite):
+        return {}
+    middle = float(np.median(finite))
+    return {
+        "median_grad_norm": middle,
+        "max_grad_norm": float(finite.max()),
+        "spike_share": float(np.mean(finite > 10 * middle)),
+    }

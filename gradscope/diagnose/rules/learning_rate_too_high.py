@@ -1,0 +1,77 @@
+"""Updates so large, relative to the weights, that training jumps instead of descending.
+
+What it finds
+The typical weight changes by more than 3 % in a step, persistently or in the first steps, and the loss does
+not improve; or the loss ends far above where it began.
+
+Why it hurts
+The step overshoots every valley; units die or saturate, and the loss oscillates, stays at a plateau or
+diverges.
+
+What it is not
+Large updates of a network that trains well, of tiny or zero-initialised parameters, or of a warm-up's first
+steps.
+
+Remedies
+A lower learning rate (with a figure), warm-up, gradient clipping.
+
+Evidence
+update_ratio (median over weights and steps), peak_update_ratio, lr, suggested_factor (what to multiply the
+rate with), loss_noise_ratio, loss_improvement.
+
+References
+Bengio 2012; Goyal et al. 2017 for warm-up.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradscope.diagnose.outcome import outcome
+from gradscope.diagnose.rule import require
+from gradscope.diagnose.series import column, median, require_steps, steps_of
+from gradscope.diagnose.updates import update_ratios
+from gradscope.diagnose.wording import present
+from gradscope.records import Finding, Run
+from gradscope.settings import Settings
+
+NAME = "learning-rate-too-high"
+HEALTHY_RATIO = 1e-3
+
+
+def detect(run: Run, settings: Settings) -> Finding | None:
+    """Find updates that are too large for a loss that does not improve."""
+    require_steps(run, settings.patience)
+    items, ratios = update_ratios(run)
+    require(np.isfinite(ratios).any(), "no weight's update was recorded")
+    loss = outcome(run, settings)
+    require(loss.progress != "unknown", "whether the loss improves can't be judged")
+    typical = np.array([median(row) for row in ratios])
+    level, peak = median(typical), float(np.nanmax(typical))
+    high = typical > settings.update_ratio_high
+    burst = peak > 10 * settings.update_ratio_high
+    if loss.progress == "trains" or not (high.sum() >= settings.patience or burst):
+        return None
+    rows = np.flatnonzero(high)
+    worst = np.argsort(-np.nan_to_num([median(ratios[rows, index]) for index in range(len(items))]))
+    rate = median(column(run, "lr"))
+    factor = HEALTHY_RATIO / max(level, peak if burst else level)
+    return Finding(
+        NAME,
+        "critical" if loss.progress == "stuck" else "warning",
+        f"A step changes the typical weight by {max(level, median(typical[rows])):.2g} of its size, at a learning rate of "
+        f"{rate:.3g}; {loss.text}.",
+        tuple(items[index].layer for index in worst[:5]),
+        tuple(items[index].name for index in worst[:5]),
+        int(steps_of(run)[rows[0]]),
+        int(steps_of(run)[rows[-1]]),
+        f"Updates of 1e-4 to 1e-2 of a weight's size are usual; these reached {peak:.2g}.",
+        present(
+            update_ratio=level,
+            peak_update_ratio=peak,
+            lr=rate,
+            suggested_factor=min(1.0, factor),
+            loss_noise_ratio=loss.noise / abs(loss.final) if loss.final else 0.0,
+            loss_improvement=loss.improvement,
+        ),
+    )

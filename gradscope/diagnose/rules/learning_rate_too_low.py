@@ -1,0 +1,73 @@
+"""Updates so small, relative to the weights, that training hardly moves.
+
+What it finds
+The typical weight changes by less than 3e-5 of its size in a step all through the run, in the last layers too,
+and the loss does not improve much.
+
+Why it hurts
+Training would take many times the steps it needs.
+
+What it is not
+Warm-up, a schedule's end, a network that is trained already, a gradient that vanishes (then the last layers
+still move).
+
+Remedies
+A higher learning rate (with a figure), Adam instead of SGD.
+
+Evidence
+update_ratio (median over weights and steps), total_change (update ratio × steps), lr, suggested_factor,
+loss_improvement.
+
+References
+Bengio 2012; Smith 2017 for the range test.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradscope.diagnose.outcome import outcome
+from gradscope.diagnose.rule import require
+from gradscope.diagnose.series import column, median, require_steps, steps_of
+from gradscope.diagnose.updates import update_ratios
+from gradscope.diagnose.wording import present
+from gradscope.records import Finding, Run
+from gradscope.settings import Settings
+
+NAME = "learning-rate-too-low"
+HEALTHY_RATIO = 1e-3
+
+
+def detect(run: Run, settings: Settings) -> Finding | None:
+    """Find updates that are too small for a loss that could improve."""
+    require_steps(run, settings.fewest_steps)
+    items, ratios = update_ratios(run)
+    require(np.isfinite(ratios).any(), "no weight's update was recorded")
+    loss = outcome(run, settings)
+    require(loss.progress != "unknown", "whether the loss improves can't be judged")
+    level, highest = (
+        median(ratios),
+        float(np.nanmax([median(ratios[:, index]) for index in range(len(items))])),
+    )
+    small = 0 < level < settings.update_ratio_low and highest < 10 * settings.update_ratio_low
+    if loss.progress == "trains" or not small:
+        return None
+    rate, steps = median(column(run, "lr")), int(steps_of(run)[-1]) + 1
+    return Finding(
+        NAME,
+        "warning",
+        f"A step changes the typical weight by only {level:.1e} of its size, at a learning rate of {rate:.3g}; "
+        f"{loss.text}.",
+        (),
+        (),
+        int(steps_of(run)[0]),
+        int(steps_of(run)[-1]),
+        f"Updates of 1e-4 to 1e-2 of a weight's size are usual; over {steps} steps these sum to {level * steps:.2g}.",
+        present(
+            update_ratio=level,
+            total_change=level * steps,
+            lr=rate,
+            suggested_factor=HEALTHY_RATIO / level,
+            loss_improvement=loss.improvement,
+        ),
+    )

@@ -1,0 +1,106 @@
+"""The initial weights are far too small or too large for the layers' widths and activation.
+
+What it finds
+fan-in × variance of the initial weights more than ten times below or above the critical value for the
+activation, in most layers, in a network without normalisation that does not train well.
+
+Why it hurts
+Each layer shrinks or blows up signal and gradient by the same factor, and depth raises it to a power.
+
+What it is not
+torch's default initialisation in a shallow network: it is too small for ReLU by a factor of six, which few
+layers bear. Normalised layers are indifferent to the scale of their weights.
+
+Remedies
+He initialisation for rectifiers, Xavier for tanh, LeCun for SELU, orthogonal for recurrences.
+
+Evidence
+sigma_w2 (median over layers), critical_sigma_w2, factor (sigma_w2 / critical_sigma_w2), layers_off,
+depth, loss_improvement.
+
+References
+Glorot and Bengio 2010; He et al. 2015; Schoenholz et al. 2017.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gradscope.diagnose import theory
+from gradscope.diagnose.architecture import (
+    WeightLayer,
+    activation_after,
+    names,
+    normalized_after,
+    weight_layers,
+    weights,
+)
+from gradscope.diagnose.outcome import outcome, severity
+from gradscope.diagnose.rule import require
+from gradscope.diagnose.series import Array, log, median, require_steps
+from gradscope.diagnose.wording import listed, present
+from gradscope.records import Finding, Run
+from gradscope.settings import Settings
+
+NAME = "poor-initialization"
+
+
+def detect(run: Run, settings: Settings) -> Finding | None:
+    """Find initial weights that are far from the critical variance in most layers."""
+    require_steps(run, 1)
+    factors = {item: _factor(run, item) for item in weight_layers(run)}
+    judged = {item: factor for item, factor in factors.items() if math.isfinite(factor)}
+    require(judged, "no layer's initial weights can be compared with theory")
+    off = [
+        item for item, factor in judged.items() if abs(math.log(factor)) > math.log(settings.sigma_w2_factor)
+    ]
+    if not off or 2 * len(off) < len(judged):
+        return None
+    loss = outcome(run, settings)
+    if loss.progress == "trains":
+        return None
+    factor = math.exp(median(log(np.array([judged[item] for item in off]))))
+    sigma = median(_sigmas(off))
+    size = "small" if factor < 1 else "large"
+    return Finding(
+        NAME,
+        severity(loss),
+        f"The initial weights of {listed(names(off))} have {_times(factor)} the variance that keeps the signal's "
+        "size.",
+        names(off),
+        weights(off),
+        int(run.steps["step"].iloc[0]),
+        int(run.steps["step"].iloc[-1]),
+        f"fan-in × variance is {sigma:.3g} where {sigma / factor:.3g} is critical: too {size} by a factor of "
+        f"{max(factor, 1 / factor):.3g}, at each of {len(off)} layers.",
+        present(
+            sigma_w2=sigma,
+            critical_sigma_w2=sigma / factor,
+            factor=factor,
+            layers_off=len(off),
+            depth=len(factors),
+            loss_improvement=loss.improvement,
+        ),
+    )
+
+
+def _factor(run: Run, item: WeightLayer) -> float:
+    """Return sigma_w² / critical sigma_w² of a layer, NaN where theory doesn't say."""
+    activation = activation_after(run, item.layer)
+    deviation = float(item.weight.initial.get("std", math.nan))
+    plain = item.layer.role in ("linear", "convolution") and not normalized_after(run, item.layer)
+    if not plain or activation is None or not theory.known(activation) or not item.layer.fan_in:
+        return math.nan
+    critical = min(theory.critical_sigma_w2(activation), 4.0)  # sigmoid's own, 103, is in nobody's use
+    return theory.sigma_w2(deviation, item.layer.fan_in) / critical
+
+
+def _sigmas(items: list[WeightLayer]) -> Array:
+    values = [theory.sigma_w2(float(item.weight.initial["std"]), item.layer.fan_in or 1) for item in items]
+    return np.array(values)
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.2g} times" if factor < 1 else f"{factor:.3g} times"

@@ -1,0 +1,99 @@
+"""Bounded activations that work at their flat ends, where the derivative is next to zero.
+
+What it finds
+A tanh, sigmoid or similar layer inside the network in which more than half of the outputs have a derivative
+under 5 % of the largest, over several recorded steps.
+
+Why it hurts
+The gradient through such a unit is next to zero: what lies below hardly learns.
+
+What it is not
+A sure output: a sigmoid at the network's end that is near 0 or 1 may just be right. Gates of recurrent cells
+and attention may saturate. A network that trains well with it gets a note.
+
+Remedies
+Xavier initialisation, scaled inputs, normalisation before the activation, a lower learning rate, an unbounded
+activation.
+
+Evidence
+saturated_fraction (of the worst layer), saturated_layers, saturated_at_start, expected_fraction (for
+pre-activations of variance 1), preactivation_rms, loss_improvement.
+
+References
+Glorot and Bengio 2010.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gradscope.diagnose import theory
+from gradscope.diagnose.architecture import feeds_output
+from gradscope.diagnose.outcome import outcome, severity
+from gradscope.diagnose.rule import require
+from gradscope.diagnose.series import longest_stretch, median, require_steps
+from gradscope.diagnose.wording import listed, present
+from gradscope.records import Finding, Run
+from gradscope.settings import Settings
+
+NAME = "saturated-activation"
+
+
+def detect(run: Run, settings: Settings) -> Finding | None:
+    """Find bounded activations inside the network that are saturated for most inputs."""
+    table = run.layer_table("activation_saturated_fraction").dropna(axis="columns", how="all")
+    inside = [name for name in table.columns if not feeds_output(run, run.layer(name))]
+    require(inside, "no bounded activation inside the network was recorded")
+    require_steps(run, settings.patience)
+    stretches = {
+        name: longest_stretch(table[name].to_numpy() > settings.saturated_share, run, settings.patience)
+        for name in inside
+    }
+    held = {name: stretch for name, stretch in stretches.items() if stretch is not None}
+    if not held:
+        return None
+    layers = sorted(held, key=lambda name: (held[name].first_row, run.layer(name).depth))
+    start, first = layers[0], held[layers[0]]
+    share = float(np.nanmedian(table[start].to_numpy()[first.rows]))
+    size = _preactivation(run, start, first.rows)
+    loss = outcome(run, settings)
+    activation = run.layer(start).activation or ""
+    return Finding(
+        NAME,
+        severity(loss, any(stretch.ongoing for stretch in held.values())),
+        f"{share:.0%} of the outputs of {start} sit at the flat ends of {activation} ({listed(layers)}).",
+        tuple(layers),
+        (),
+        first.first_step,
+        max(stretch.last_step for stretch in held.values()),
+        _cause(run, start, first.first_row, size),
+        present(
+            saturated_fraction=share,
+            saturated_layers=len(held),
+            saturated_at_start=float(first.first_row <= 1),
+            expected_fraction=theory.saturated_share(activation, 1.0)
+            if theory.known(activation)
+            else math.nan,
+            preactivation_rms=size,
+            loss_improvement=loss.improvement,
+        ),
+    )
+
+
+def _preactivation(run: Run, name: str, rows: slice) -> float:
+    table = run.layer_table("activation_rms")
+    sizes = [median(table[source].to_numpy()[rows]) for source in run.layer(name).inputs if source in table]
+    return max(sizes, default=math.nan)
+
+
+def _cause(run: Run, name: str, row: int, size: float) -> str:
+    when = "from the first step on" if row <= 1 else f"since step {int(run.steps['step'].iloc[row])}"
+    large = f": its inputs have a root mean square of {size:.3g}" if math.isfinite(size) else ""
+    why = (
+        "the initial weights or the inputs are too large"
+        if row <= 1
+        else "updates made the weights too large"
+    )
+    return f"It is saturated {when}{large}; {why}."

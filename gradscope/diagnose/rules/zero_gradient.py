@@ -1,0 +1,112 @@
+"""Gradients that are exactly zero, so that weights cannot learn at all.
+
+What it finds
+Trained weights whose gradient is exactly zero in at least 80 % of the recorded steps, and where, coming from
+the loss, the gradient is lost.
+
+Why it hurts
+These weights don't move, whatever the learning rate.
+
+What it is not
+A missing gradient (None, see missing-gradient), a gradient that underflowed on its way (vanishing-gradient), a
+bias before a normalisation, a zero-initialised branch in its first steps, embedding rows that don't occur.
+
+Remedies
+Depend on what is zero: the output's activation (a softmax over one unit), an all-dead layer, zero weights, an
+operation without a derivative.
+
+Evidence
+zero_share (of the trained weights), zero_steps (share of the steps), loss_improvement.
+
+References
+Lu et al. 2019.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradscope.diagnose.outcome import outcome
+from gradscope.diagnose.rule import require
+from gradscope.diagnose.series import median, require_steps, steps_of
+from gradscope.diagnose.wording import listed, present
+from gradscope.records import Finding, LayerInfo, Run
+from gradscope.settings import Settings
+
+NAME = "zero-gradient"
+LASTING = 0.8
+
+
+def detect(run: Run, settings: Settings) -> Finding | None:
+    """Find trained weights whose gradient is exactly zero."""
+    table = run.parameter_table("gradient_norm")
+    weights = [item for item in run.parameters if item.trained and item.role == "weight"]
+    known = [item for item in weights if table[item.name].notna().any()]
+    require(known, "no weight's gradient was recorded")
+    require_steps(run, min(3, settings.patience))
+    values = table[[item.name for item in known]].to_numpy()
+    shares = np.array([_zero_share(values[:, index]) for index in range(len(known))])
+    zero = [item for item, share in zip(known, shares, strict=True) if share >= LASTING]
+    if not zero:
+        return None
+    rows = np.flatnonzero((table[[item.name for item in zero]].to_numpy() == 0).any(axis=1))
+    share = len(zero) / len(known)
+    loss = outcome(run, settings)
+    blocked, why = _where(run)
+    layers = [item.layer for item in zero]
+    severe = share > 0.5 or loss.progress == "stuck"
+    note = loss.progress == "trains" and share < 0.5
+    return Finding(
+        NAME,
+        "note" if note else "critical" if severe else "warning",
+        f"The gradient of {len(zero)} of {len(known)} weights is exactly zero ({listed(layers)}).",
+        tuple(dict.fromkeys([*([blocked.name] if blocked else []), *layers])),
+        tuple(item.name for item in zero),
+        int(steps_of(run)[rows[0]]),
+        int(steps_of(run)[rows[-1]]),
+        why,
+        present(zero_share=share, zero_steps=float(np.median(shares)), loss_improvement=loss.improvement),
+    )
+
+
+def _zero_share(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.mean(known == 0)) if len(known) else 0.0
+
+
+def _where(run: Run) -> tuple[LayerInfo | None, str]:
+    """Return the layer at which the gradient is lost, seen from the loss, and the reason in words."""
+    table = run.layer_table("signal_rms")
+    above: LayerInfo | None = None
+    for layer in reversed(run.layers):
+        signal = median(table[layer.name].to_numpy())
+        if signal > 0:
+            above = layer
+        elif signal == 0:
+            return _reason(run, layer, above)
+    return (
+        None,
+        "The gradient that reaches the layers' outputs is not zero, but their weights' own is: their inputs are zero.",
+    )
+
+
+def _reason(run: Run, layer: LayerInfo, above: LayerInfo | None) -> tuple[LayerInfo, str]:
+    if above is None:
+        width = layer.output_shape[-1] if layer.output_shape else 0
+        functions = " ".join(str(name) for name in run.info.loss.get("functions", ()))
+        if width == 1 and "Softmax" in functions + layer.kind:
+            return (
+                layer,
+                "A softmax over a single unit is always 1, so the loss does not depend on any weight.",
+            )
+        return (
+            layer,
+            f"The loss passes no gradient even to the last layer, {layer.name}: it does not depend on the output.",
+        )
+    dead = median(run.layer_table("activation_zero_fraction")[above.name].to_numpy())
+    if dead == 1:
+        return above, f"Every output of {above.name} is zero, so nothing passes back through it."
+    return (
+        above,
+        f"{above.name} receives a gradient and passes none on to {layer.name}: its weights or its slope are zero.",
+    )

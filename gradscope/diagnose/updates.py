@@ -1,0 +1,15 @@
+"""How far updates move the weights, for the rules on learning rates."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradscope.records import ParameterInfo, Run
+
+
+def update_ratios(run: Run) -> tuple[list[ParameterInfo], NDArray[np.float64]]:
+    """Return the trained weights and their |update| / |weight|, steps down; NaN for zero weights and skips."""
+    items = [item for item in run.parameters if item.trained and item.role in ("weight", "embedding")]
+    table = run.parameter_table("update_ratio")[[item.name for item in items]].to_numpy()
+    return items, np.where(np.isfinite(table), table, np.nan)

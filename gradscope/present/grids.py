@@ -1,0 +1,231 @@
+"""Reduce a statistic of all layers at all steps to a grid that is small enough to draw.
+
+A picture has a few hundred pixels each way: more rows or columns than that cannot be seen, only downloaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from gradscope.present import wording
+from gradscope.records import ParameterInfo, Run
+
+GRID_ROWS = 120
+GRID_COLUMNS = 240
+QUIET_FRACTION = 0.005  # a map of shares that never exceed this is one flat colour: a sentence says it better
+ZERO, NONFINITE = 1, 2
+
+Scale = Literal["log10", "fraction"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One statistic: layers (or parameters) down in execution order, recorded steps across.
+
+    values: log10 of the statistic, or a fraction; None where nothing was measured. marks: ZERO where the
+    statistic is exactly 0, NONFINITE where NaN or infinity was met, else 0. low, high: the colour range.
+    """
+
+    key: str
+    title: str
+    meaning: str
+    scale: Scale
+    rows: tuple[str, ...]
+    columns: tuple[int, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    marks: tuple[tuple[int, ...], ...]
+    low: float
+    high: float
+    summary: str
+
+    def has(self, mark: int) -> bool:
+        """Return whether any cell carries this mark."""
+        return any(mark in row for row in self.marks)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a grid comes from: its statistic and the counters that tell when values were not finite."""
+
+    key: str
+    title: str
+    meaning: str
+    scale: Scale
+    column: str
+    nonfinite: tuple[str, ...] = ()
+    of: Literal["layer", "weight"] = "layer"
+
+
+_SOURCES = (
+    _Source(
+        "signal",
+        "Gradient signal",
+        "log10 of the rms gradient of the loss with respect to each layer's output",
+        "log10",
+        "signal_rms",
+        ("signal_nonfinite",),
+    ),
+    _Source(
+        "activation",
+        "Activations",
+        "log10 of the rms of each layer's output",
+        "log10",
+        "activation_rms",
+        ("activation_nonfinite",),
+    ),
+    _Source(
+        "update",
+        "Update ratio",
+        "log10 of |Δw| / |w|: how far one step moves each weight",
+        "log10",
+        "update_ratio",
+        ("gradient_nonfinite", "weight_nonfinite"),
+        "weight",
+    ),
+    _Source(
+        "dead",
+        "Dead units",
+        "share of each rectifier's units that were active for no sample in the last recorded steps",
+        "fraction",
+        "activation_dead_unit_fraction",
+    ),
+    _Source(
+        "saturated",
+        "Saturated entries",
+        "share of each bounded activation's entries where its derivative has all but gone",
+        "fraction",
+        "activation_saturated_fraction",
+    ),
+)
+
+
+def grids(run: Run) -> tuple[tuple[Grid, ...], tuple[str, ...]]:
+    """Return the grids that have something to show, and a sentence for each that has not."""
+    drawn, silent = [], []
+    for source in _SOURCES:
+        values = source_table(run, source.of, source.column)
+        bad = sum(
+            (source_table(run, source.of, column).fillna(0) for column in source.nonfinite),
+            start=pd.DataFrame(0.0, values.index, values.columns),
+        )
+        bad = (bad > 0) | np.isinf(values)
+        values = values.mask(bad)
+        shown = values.columns[(values.notna() | bad).any()]
+        if not len(shown):
+            silent.append(f"{source.title}: nothing was recorded.")
+        elif source.scale == "fraction" and not values[shown].max().max() >= QUIET_FRACTION:
+            silent.append(f"{source.title}: none worth a map, under 0.5 % in every layer at every step.")
+        else:
+            drawn.append(_grid(source, values[shown], bad[shown]))
+    return tuple(drawn), tuple(silent)
+
+
+def source_table(run: Run, of: Literal["layer", "weight"], column: str) -> pd.DataFrame:
+    """Return a statistic of all layers, or of all weights (of tables, too) in execution order."""
+    if of == "layer":
+        return run.layer_table(column)
+    return run.parameter_table(column)[[weight.name for weight in weights(run)]]
+
+
+def weights(run: Run) -> list[ParameterInfo]:
+    """Return the trained parameters that are neither biases nor gains, by the depth of their layer."""
+    depth = {layer.name: layer.depth for layer in run.layers}
+    chosen = [item for item in run.parameters if item.trained and item.role not in ("bias", "gain")]
+    return sorted(chosen, key=lambda item: depth.get(item.layer, len(depth)))
+
+
+def _grid(source: _Source, values: pd.DataFrame, bad: pd.DataFrame) -> Grid:
+    middle = "median" if source.scale == "log10" else "max"
+    small = _blocks(_blocks(values, GRID_COLUMNS, middle).T, GRID_ROWS, middle).T
+    bad_small = _blocks(_blocks(bad, GRID_COLUMNS, "max").T, GRID_ROWS, "max").T
+    array = small.to_numpy(dtype="float64").T
+    marks = np.where(bad_small.to_numpy(dtype=bool).T, NONFINITE, 0)
+    if source.scale == "log10":
+        marks = np.where((array == 0) & (marks == 0), ZERO, marks)
+        array = _log10(array)
+    starts = edges(len(values), GRID_COLUMNS)[:-1]
+    return Grid(
+        source.key,
+        source.title,
+        source.meaning,
+        source.scale,
+        _row_names(list(values.columns)),
+        tuple(int(step) for step in values.index[starts]),
+        tuple(tuple(rounded(row, 2 if source.scale == "log10" else 3)) for row in array),
+        tuple(tuple(int(mark) for mark in row) for row in marks),
+        *_colour_range(array, source.scale),
+        _grid_summary(source, values, bad),
+    )
+
+
+def edges(length: int, most: int) -> np.ndarray:
+    """Return the boundaries of at most `most` blocks of nearly equal length."""
+    return np.linspace(0, length, min(length, most) + 1).astype(int)
+
+
+def _blocks(table: pd.DataFrame, most: int, how: str) -> pd.DataFrame:
+    """Merge neighbouring rows until no more than `most` are left; NaN only where all are NaN."""
+    if len(table) <= most:
+        return table
+    block = np.searchsorted(edges(len(table), most), np.arange(len(table)), side="right") - 1
+    merged: pd.DataFrame = table.set_axis(np.arange(len(table))).groupby(block).agg(how)
+    return merged
+
+
+def _row_names(names: list[str]) -> tuple[str, ...]:
+    return tuple(
+        wording.name(names[start])
+        if end - start == 1
+        else f"{wording.name(names[start])} … {wording.name(names[end - 1])}"
+        for start, end in pairwise(edges(len(names), GRID_ROWS))
+    )
+
+
+def _log10(values: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs: np.ndarray = np.where(values > 0, np.log10(values), np.nan)
+    return logs
+
+
+def rounded(values: Sequence[float] | np.ndarray, digits: int) -> list[float | None]:
+    """Return the values with so many decimals, None for those that are not finite."""
+    return [round(float(value), digits) if np.isfinite(value) else None for value in values]
+
+
+def _colour_range(array: np.ndarray, scale: Scale) -> tuple[float, float]:
+    """Return the range of colours; at least four decades, so that a healthy run looks as calm as it is."""
+    if scale == "fraction":
+        return 0.0, 1.0
+    finite = array[np.isfinite(array)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    spare = max(0.0, 4.0 - (high - low)) / 2
+    return round(low - spare, 2), round(high + spare, 2)
+
+
+def _grid_summary(source: _Source, values: pd.DataFrame, bad: pd.DataFrame) -> str:
+    text = wording.figure if source.scale == "log10" else wording.percent
+    middle = values.median() if source.scale == "log10" else values.max()
+    parts = []
+    if middle.notna().any():
+        low, high = str(middle.idxmin()), str(middle.idxmax())
+        what = "Median over the run" if source.scale == "log10" else "Highest share in the run"
+        parts.append(
+            f"{what}: from {text(float(middle[low]))} in {wording.name(low)} "
+            f"to {text(float(middle[high]))} in {wording.name(high)}."
+        )
+    zeros = int((values == 0).all().sum())
+    if zeros and source.scale == "log10":
+        parts.append(f"Exactly 0 at every step in {zeros:,} of {values.shape[1]:,}.")
+    if bad.any().any():
+        step = int(bad.index[bad.any(axis=1)][0])
+        where = wording.name(bad.columns[bad.loc[bad.index == step].any()][0])
+        parts.append(
+            f"Not finite in {int(bad.any().sum()):,} of {bad.shape[1]:,}, first at step {step:,} in {where}."
+        )
+    return " ".join(parts)

@@ -1,0 +1,150 @@
+"""What is known of the parameters and optimizers before the first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from gradscope.observe.layers import role_of
+from gradscope.records import OptimizerInfo, ParameterInfo
+
+# Spread and moments of the initial values are taken from so many entries at most.
+INSPECTED = 1 << 22
+
+
+def named_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, tuple[str, ...]]]:
+    """Return every parameter once, by its first name, and the further names of tied ones."""
+    first: dict[int, str] = {}
+    unique: dict[str, nn.Parameter] = {}
+    aliases: dict[str, tuple[str, ...]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        known = first.setdefault(id(parameter), name)
+        if known == name:
+            unique[name] = parameter
+        else:
+            aliases[known] = (*aliases.get(known, ()), name)
+    return unique, aliases
+
+
+def describe_parameters(
+    model: nn.Module, optimizers: Sequence[Optimizer], limit: int
+) -> tuple[ParameterInfo, ...]:
+    """Return a description of every parameter; `limit` is the number of entries whose update is measured."""
+    modules = dict(model.named_modules())
+    unique, aliases = named_parameters(model)
+    groups = {
+        id(parameter): f"{number}.{index}"
+        for number, optimizer in enumerate(optimizers)
+        for index, group in enumerate(optimizer.param_groups)
+        for parameter in group["params"]
+    }
+    described = []
+    for name, parameter in unique.items():
+        layer, own = _owner(name, modules)
+        shape = () if is_lazy(parameter) else tuple(parameter.shape)
+        described.append(
+            ParameterInfo(
+                name=name,
+                layer=layer,
+                role=_role(modules.get(layer), own, parameter),
+                shape=shape,
+                dtype=str(parameter.dtype).removeprefix("torch."),
+                trained=parameter.requires_grad,
+                aliases=aliases.get(name, ()),
+                group=groups.get(id(parameter)),
+                sampled=min(limit, math.prod(shape)),
+                initial=_initial(parameter),
+            )
+        )
+    return tuple(described)
+
+
+def _owner(name: str, modules: dict[str, nn.Module]) -> tuple[str, str]:
+    """Split a parameter's name into the layer that it is reported under and its name there."""
+    layer, _, own = name.rpartition(".")
+    if ".parametrizations." in f".{layer}.":
+        layer, _, own = f".{layer}".partition(".parametrizations.")
+        return layer.removeprefix("."), own
+    parent = layer.rpartition(".")[0]
+    if isinstance(modules.get(parent), nn.MultiheadAttention):
+        return parent, own
+    return layer, own
+
+
+def _role(module: nn.Module | None, own: str, parameter: Tensor) -> str:
+    role = role_of(module) if module is not None else "other"
+    if role == "embedding":
+        return "embedding"
+    if "bias" in own:
+        return "bias"
+    if role == "normalization":
+        return "gain"
+    if is_lazy(parameter):
+        return "weight" if own == "weight" else "other"
+    return "weight" if parameter.dim() >= 2 else "other"
+
+
+@torch.no_grad()
+def _initial(parameter: Tensor) -> dict[str, float]:
+    """Return mean, std, largest magnitude and spread over units of a parameter's values."""
+    if is_lazy(parameter) or not parameter.numel() or not parameter.dtype.is_floating_point:
+        return {}
+    values = local_part(parameter.detach())
+    if values.device.type == "meta" or not values.numel():
+        return {}
+    rows = values.reshape(values.shape[0], -1) if values.dim() > 1 else values.reshape(-1, 1)
+    rows = rows[:: max(1, values.numel() // INSPECTED)].double()
+    statistics = {
+        "mean": float(rows.mean()),
+        "std": float(rows.std(correction=0)),
+        "absmax": float(rows.abs().max()),
+    }
+    if values.dim() > 1:
+        statistics["unit_spread"] = _unit_spread(rows)
+    return statistics
+
+
+def _unit_spread(rows: Tensor) -> float:
+    """Return how much the rows differ: rms distance from their mean row over the rms of all entries."""
+    scale = float(rows.square().mean().sqrt())
+    return float((rows - rows.mean(0)).square().mean().sqrt()) / scale if scale else 0.0
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a distributed tensor, any other tensor as it is."""
+    local = getattr(tensor, "to_local", None)
+    return local() if local is not None else tensor
+
+
+def describe_optimizers(optimizers: Iterable[Optimizer], names: dict[int, str]) -> tuple[OptimizerInfo, ...]:
+    """Return each optimizer's class and options; `names` gives parameters' names by id."""
+    return tuple(
+        OptimizerInfo(
+            type(optimizer).__name__,
+            tuple(_group(group, names) for group in optimizer.param_groups),
+        )
+        for optimizer in optimizers
+    )
+
+
+def _group(group: dict[str, Any], names: dict[int, str]) -> dict[str, Any]:
+    options = {name: _plain(value) for name, value in group.items() if name != "params"}
+    options = {name: value for name, value in options.items() if value is not None}
+    return {**options, "parameters": [names[id(item)] for item in group["params"] if id(item) in names]}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON can hold, None if there is none."""
+    if isinstance(value, Tensor):
+        return float(value) if value.numel() == 1 else None
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return None

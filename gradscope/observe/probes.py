@@ -1,0 +1,131 @@
+"""Probes: hooks on the watched modules and on their outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+# Of these only the first tensor is the output; the rest repeats it (states) or is of another kind (weights).
+FIRST_ONLY: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
+
+_running_backward: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+
+
+class Observer(Protocol):
+    """What probes report to."""
+
+    spent: float
+
+    def called(self, index: int, module: nn.Module, output: Any) -> None:
+        """Note a forward call of layer `index`, not a recomputation."""
+
+    def output(self, index: int, tensor: Tensor) -> None:
+        """Take a tensor that layer `index` returned."""
+
+    def signal(self, index: int, gradient: Tensor) -> None:
+        """Take the gradient with respect to such a tensor."""
+
+    def failed(self, error: Exception) -> None:
+        """Note that observing failed."""
+
+
+class Probe:
+    """The forward hook of one watched module.
+
+    Copies and pickles of the module get a hook that does nothing: a copy must not record into the
+    original's run, nor need gradscope to be loaded.
+    """
+
+    __slots__ = ("_first_only", "_index", "_observer")
+
+    def __init__(self, index: int, observer: Observer, first_only: bool) -> None:
+        self._index, self._observer, self._first_only = index, observer, first_only
+
+    def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        """Read the module's output, and ask for the gradient with respect to it."""
+        started = perf_counter()
+        observer = self._observer
+        try:
+            # Inside a backward pass a forward is a recomputation by activation checkpointing: counted already,
+            # but it may be the one that the gradient flows through.
+            first = _running_backward() == -1
+            if first:
+                observer.called(self._index, module, output)
+            for tensor in (output,) if type(output) is Tensor else self._outputs(output):
+                if first:
+                    observer.output(self._index, tensor)
+                if tensor.requires_grad:
+                    tensor.register_hook(self.signal)
+        except Exception as error:
+            observer.failed(error)
+        observer.spent += perf_counter() - started
+
+    def signal(self, gradient: Tensor | None) -> None:
+        """Read the gradient with respect to an output; returning None leaves it as it is."""
+        if gradient is None:
+            return
+        started = perf_counter()
+        observer = self._observer
+        try:
+            observer.signal(self._index, gradient)
+        except Exception as error:
+            observer.failed(error)
+        observer.spent += perf_counter() - started
+
+    def _outputs(self, output: Any) -> list[Tensor]:
+        found = list(tensors_in(output))
+        return found[:1] if self._first_only else found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # nullcontext's exit takes any three arguments, returns None, and exists wherever Python does.
+        return getattr, (nullcontext(), "__exit__")
+
+
+class Probes:
+    """The probes on a model's modules; attached only while steps are recorded, as calling one costs."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], observer: Observer) -> None:
+        self._modules = tuple(modules.values())
+        self._probes = tuple(
+            Probe(index, observer, isinstance(module, FIRST_ONLY))
+            for index, module in enumerate(self._modules)
+        )
+        self._handles: list[Any] = []
+
+    @property
+    def attached(self) -> bool:
+        """Return whether the probes are on the modules."""
+        return bool(self._handles)
+
+    def attach(self) -> None:
+        """Put every probe on its module."""
+        if not self._handles:
+            pairs = zip(self._modules, self._probes, strict=True)
+            self._handles = [module.register_forward_hook(probe) for module, probe in pairs]
+
+    def detach(self) -> None:
+        """Take every probe off its module."""
+        handles, self._handles = self._handles, []
+        for handle in handles:
+            handle.remove()
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists, mappings and dataclasses, in order."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from tensors_in(value)
+    elif isinstance(output, (tuple, list)):
+        for value in output:
+            yield from tensors_in(value)
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        for item in dataclasses.fields(output):
+            yield from tensors_in(getattr(output, item.name, None))

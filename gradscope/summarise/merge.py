@@ -1,0 +1,67 @@
+"""Merge the statistics of a layer's calls in one step, exactly, on the host."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Table = NDArray[np.float64]
+
+MOMENTS = ("mean", "std", "rms", "min", "max", "zero_fraction", "nonfinite")
+MAGNITUDES = ("rms", "absmax", "zero_fraction", "nonfinite")
+
+
+def merge_calls(table: Table, counts: Table, owners: NDArray[np.intp], size: int) -> tuple[Table, Table]:
+    """Return the merged statistics and entry counts of each owner.
+
+    table: (statistics, calls) in the order of MOMENTS or MAGNITUDES; counts: entries of each call; owners:
+    the layer of each call. Returns (statistics, size) and (size,); NaN for owners without calls. A call with
+    non-finite entries makes all statistics of its owner absent but their count.
+    """
+    names = MOMENTS if len(table) == len(MOMENTS) else MAGNITUDES
+    total = np.bincount(owners, counts, size)
+    merged = np.full((len(names), size), np.nan)
+    if len(np.unique(owners)) == len(owners):
+        merged[:, owners] = table
+    else:
+        _merge_several(merged, names, table, counts, owners, total)
+    return merged, total
+
+
+def _merge_several(
+    merged: Table,
+    names: tuple[str, ...],
+    table: Table,
+    counts: Table,
+    owners: NDArray[np.intp],
+    total: Table,
+) -> None:
+    values, size, seen = dict(zip(names, table, strict=True)), len(total), np.unique(owners)
+    results: dict[str, Table] = {}
+    with np.errstate(invalid="ignore", divide="ignore"):
+
+        def mean(of: Table) -> Table:
+            return np.bincount(owners, of * counts, size) / total
+
+        for name in names:
+            if name in ("mean", "zero_fraction"):
+                results[name] = mean(values[name])
+            elif name == "rms":
+                results[name] = np.sqrt(mean(values[name] ** 2))
+            elif name == "std":
+                centre = mean(values["mean"])
+                results[name] = np.sqrt(mean(values["std"] ** 2 + (values["mean"] - centre[owners]) ** 2))
+            elif name == "nonfinite":
+                results[name] = np.bincount(owners, values[name], size)
+            else:
+                results[name] = _extreme(
+                    values[name], owners, size, np.minimum if name == "min" else np.maximum
+                )
+    for row, name in enumerate(names):
+        merged[row, seen] = results[name][seen]
+
+
+def _extreme(values: Table, owners: NDArray[np.intp], size: int, pick: np.ufunc) -> Table:
+    result = np.full(size, np.inf if pick is np.minimum else -np.inf)
+    pick.at(result, owners, values)
+    return result

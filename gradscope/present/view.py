@@ -54,6 +54,7 @@ class Card:
     title: str
     severity: str
     message: str
+    first: str
     since: str
     where: str
     layers: tuple[str, ...]
@@ -118,11 +119,23 @@ class Page:
     table: Table
     notes: tuple[str, ...]
 
+    @property
+    def first_remedy(self) -> str:
+        """Return what to try first; nothing if the run isn't ill."""
+        if self.verdict != "ailing" or not self.cards or not self.cards[0].remedies:
+            return ""
+        return self.cards[0].remedies[0].title
+
+    @property
+    def others(self) -> tuple[Card, ...]:
+        """Return the cards that the headline doesn't tell of."""
+        return self.cards[1:] if self.verdict == "ailing" else self.cards
+
 
 def page(report: Report) -> Page:
     """Return everything that the page of a report shows."""
     run = report.run
-    cards = _cards(report)
+    cards = finding_cards(report)
     drawn, silent = grids(run)
     model = wording.name(run.info.model)
     return Page(
@@ -186,7 +199,7 @@ def _lead(report: Report, cards: Sequence[Card]) -> str:
     return cards[0].message if cards else ""
 
 
-def _cards(report: Report) -> tuple[Card, ...]:
+def finding_cards(report: Report) -> tuple[Card, ...]:
     """Return one card for each root cause, in order, with all that follows from it folded under it."""
     findings = report.findings[:CARDS]
     roots = [_root(finding, findings) for finding in findings]
@@ -228,6 +241,7 @@ def _card(run: Run, finding: Finding, place: int, consequences: tuple[Card, ...]
         title=wording.rule_title(finding.rule),
         severity=finding.severity,
         message=wording.clean(finding.message),
+        first=f"step {finding.first_step:,}",
         since=_since(run, finding),
         where=_where(finding),
         layers=tuple(wording.name(name) for name in finding.layers[:NAMES]),

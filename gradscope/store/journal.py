@@ -138,7 +138,7 @@ def read_journal(path: Path) -> Content | None:
     records = np.frombuffer(data, kind, (len(data) - start) // kind.itemsize, start)
     offsets = range(start, start + len(records) * kind.itemsize, kind.itemsize)
     intact = np.array([_is_intact(data, offset, kind.itemsize) for offset in offsets], dtype=bool)
-    good = records[intact]
+    good = records if intact.all() else records[intact]
     return Content(header, good["step"], good["layers"], good["parameters"], int((~intact).sum()))
 
 

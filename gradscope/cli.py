@@ -1,0 +1,226 @@
+"""The `gradscope` command. Everything heavy is imported inside the commands: `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from gradscope import __version__
+from gradscope.errors import GradscopeError
+from gradscope.records import RULE_NAMES, SEVERITIES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gradscope.records import Report, Run, Severity
+
+CLEAN, FOUND, FAILED = 0, 1, 2
+INTERRUPTED = 130  # as a shell reports Ctrl-C
+
+_run_argument = click.argument("run", type=click.Path(path_type=Path))
+
+
+def main() -> NoReturn:
+    """Run the command and exit; an error is one line, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without "→" is no reason to fail
+    sys.exit(_status())
+
+
+def _status() -> int:
+    try:
+        status = gradscope.main(prog_name="gradscope", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else CLEAN
+    except click.exceptions.NoArgsIsHelpError as help_text:
+        click.echo(help_text.format_message(), err=True)
+    except click.ClickException as error:
+        _complain(f"{error.format_message()}{_hint(error)}")
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of the pipe has seen enough; nothing more may be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLEAN
+    except GradscopeError as error:
+        _complain(str(error))
+    except OSError as error:
+        _complain(f"{error.filename or 'output'}: {error.strerror or error}")
+    except ImportError as error:
+        _complain(f"{error}; install what is missing")
+    except Exception as error:
+        if os.environ.get("GRADSCOPE_DEBUG"):
+            raise
+        _complain(
+            f"gradscope failed ({type(error).__name__}: {error}); please report it, "
+            "GRADSCOPE_DEBUG=1 shows where"
+        )
+    return FAILED
+
+
+def _hint(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f" (see {context.command_path} --help)" if context else ""
+
+
+def _complain(message: str) -> None:
+    click.echo(f"gradscope: {' '.join(message.split())}", err=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="gradscope")
+def gradscope() -> None:
+    """Find out why a deep network doesn't train.
+
+    RUN is a directory that training wrote, or any folder that holds some: the newest is taken then.
+    """
+
+
+@gradscope.command()
+@_run_argument
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The page; RUN.html if not given.")
+@click.option("--open", "show_page", is_flag=True, help="Open the page in a browser.")
+def report(run: Path, output: Path | None, show_page: bool) -> int:
+    """Write the report of RUN as one HTML file, and show it here in short."""
+    from gradscope.present.html import render
+
+    examined = _examine(run)
+    page = _page_path(examined.run, output)
+    text = render(examined).encode(errors="replace")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_bytes(text)
+    _show(examined)
+    click.echo(f"\nreport: {page}")
+    if show_page:
+        click.launch(page.resolve().as_uri())
+    return CLEAN
+
+
+@gradscope.command()
+@_run_argument
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--fail-on",
+    type=click.Choice(SEVERITIES),
+    default="warning",
+    show_default=True,
+    help="The least severity that makes the exit status 1.",
+)
+def check(run: Path, form: str, fail_on: Severity) -> int:
+    """Judge RUN, for scripts and continuous integration.
+
+    Exit status: 0 if nothing was found at or above --fail-on, 1 if something was, 2 if RUN cannot be read
+    or too little was recorded to judge it.
+    """
+    examined = _examine(run)
+    if form == "json":
+        import json
+
+        from gradscope.present.json import to_json
+
+        click.echo(json.dumps(to_json(examined), indent=2, allow_nan=False))
+    else:
+        _show(examined)
+    failing = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
+    if any(finding.severity in failing for finding in examined.findings):
+        return FOUND
+    return FAILED if examined.verdict == "inconclusive" else CLEAN
+
+
+@gradscope.command()
+@click.argument("name", required=False)
+def rules(name: str | None) -> int:
+    """Say what the rule NAME finds, why it hurts, and where it comes from; without NAME, list all rules."""
+    from gradscope.diagnose import RULES
+
+    known = {rule.name: rule for rule in RULES}
+    if name is None:
+        width = max(map(len, known))
+        for rule in known.values():
+            click.echo(f"{rule.name:<{width}}  {rule.summary}")
+        return CLEAN
+    if name not in known:
+        raise click.BadParameter(
+            f"there is no rule {name!r}{_closest(name, known)}; `gradscope rules` lists all"
+        )
+    _show_rule(known[name])
+    return CLEAN
+
+
+@gradscope.command()
+@_run_argument
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A folder; RUN-tables if not given.")
+@click.option("--format", "form", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
+def export(run: Path, output: Path | None, form: str) -> int:
+    """Write the tables of RUN, ranks merged, as CSV or Parquet: steps, layers and parameters."""
+    read = _read(run)
+    folder = output or _beside(read.path, "-tables")
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {"steps": read.steps, "layers": read.layer_statistics, "parameters": read.parameter_statistics}
+    for name, table in tables.items():
+        path = folder / f"{name}.{form}"
+        table.to_csv(path, index=False) if form == "csv" else table.to_parquet(path, index=False)
+        click.echo(f"{path}  {len(table):,} rows")
+    return CLEAN
+
+
+def _read(path: Path) -> Run:
+    """Read the run at a path, or the newest below it, and say which."""
+    from gradscope.store import find_runs, read_run
+
+    newest, *older = find_runs(path)
+    if newest != path and newest / "run.json" != path:
+        count = f"the newest of {len(older) + 1} runs" if older else "the only run"
+        click.echo(f"gradscope: {newest} ({count} in {path})", err=True)
+    return read_run(newest)
+
+
+def _examine(path: Path) -> Report:
+    from gradscope.examine import examine
+
+    return examine(_read(path))
+
+
+def _show(report: Report) -> None:
+    from gradscope.present.terminal import show
+
+    show(report, _console())
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, emoji=False)
+
+
+def _page_path(run: Run, output: Path | None) -> Path:
+    if output is None:
+        return _beside(run.path, ".html")
+    return output / _beside(run.path, ".html").name if output.is_dir() else output
+
+
+def _beside(run: Path, ending: str) -> Path:
+    """Return a path beside the run, also if the run was given as "." or with a trailing dot."""
+    place = run if run.name not in ("", "..") else run.resolve()
+    return place.with_name(f"{place.name}{ending}")
+
+
+def _show_rule(rule: Any) -> None:
+    from rich.markup import escape
+
+    console = _console()
+    console.print(f"[bold]{escape(rule.name)}[/]  {escape(rule.summary)}")
+    for heading, text in rule.documentation.items():
+        console.print(f"\n[bold]{escape(heading)}[/]\n{escape(text)}")
+
+
+def _closest(name: str, known: dict[str, Any]) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, [*known, *RULE_NAMES], n=1)
+    return f", did you mean {close[0]}?" if close else ""

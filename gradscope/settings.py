@@ -83,6 +83,29 @@ class Settings:
     )
     divergence_ratio: float = option(2.0, "a loss that ends above this multiple of its start has diverged")
 
+    symmetric_spread: float = option(1e-6, "units whose weights differ by less than this share are alike")
+    input_low: float = option(0.01, "root mean square of an input under which it is too small", "LeCun 1998")
+    input_high: float = option(10.0, "root mean square of an input above which it is too large", "LeCun 1998")
+    decay_share: float = option(0.8, "share of weight decay in an update that is too much")
+    decay_shrinkage: float = option(0.7, "final / initial weight norm under which weights shrink")
+    clipped_share: float = option(0.9, "share of clipped steps that makes clipping the rule")
+    clip_coefficient: float = option(0.1, "share of the gradient that clipping should leave")
+    clip_update_ratio: float = option(1e-4, "update / weight under which clipped steps are too short")
+    pile_up_ratio: float = option(5.0, "growth of gradient / signal that shows gradients piling up")
+    pile_up_monotony: float = option(0.8, "rank correlation with the step that shows gradients piling up")
+    pile_up_share: float = option(0.7, "share of the weights in which gradients must pile up")
+    underflow_share: float = option(
+        0.05,
+        "share of gradient entries that may be zero in half precision",
+        "Micikevicius et al. 2018: 1 to 5 %",
+    )
+    epsilon_share: float = option(0.1, "share of entries near Adam's epsilon that is too many")
+    flat_share: float = option(0.1, "a normalised output's deviation / gain under which it is flat")
+    entropy_share: float = option(
+        0.05, "attention entropy / largest under which it collapsed", "Zhai et al. 2023"
+    )
+    cosine_share: float = option(0.95, "cosine between rows above which rank collapsed", "Dong et al. 2021")
+
     def __post_init__(self) -> None:
         """Reject values that cannot work; SettingsError says which and what is allowed."""
         every = self.every_n_steps

@@ -49,9 +49,26 @@ def networks(run: Run) -> tuple[tuple[WeightLayer, ...], ...]:
     return tuple(tuple(items) for items in groups.values())
 
 
+def connected(run: Run) -> bool:
+    """Say whether it was recorded how the layers are connected, not only in which order they ran."""
+    return any(layer.inputs for layer in run.layers)
+
+
 def consumers(run: Run, name: str) -> list[LayerInfo]:
-    """Return the layers that take a layer's output."""
-    return [layer for layer in run.layers if name in layer.inputs]
+    """Return the layers that take a layer's output; the one that ran next, where connections aren't known."""
+    if connected(run):
+        return [layer for layer in run.layers if name in layer.inputs]
+    depth = run.layer(name).depth
+    return [layer for layer in run.layers if layer.depth == depth + 1]
+
+
+def joined_after(run: Run, layer: LayerInfo) -> bool:
+    """Say whether a layer's output is added to another layer's, as at a residual branch's end."""
+    return any(len(set(item.inputs)) > 1 for item in consumers(run, layer.name)) or any(
+        joined_after(run, item)
+        for item in consumers(run, layer.name)
+        if item.role in ("activation", *PASSED_THROUGH) and item.depth > layer.depth
+    )
 
 
 def activation_after(run: Run, layer: LayerInfo) -> str | None:
@@ -125,7 +142,7 @@ def beyond_theory(run: Run, items: tuple[WeightLayer, ...]) -> str:
         return "attention mixes positions"
     if skips(run):
         return "skip connections bypass layers"
-    if not any(layer.inputs for layer in run.layers):
+    if not connected(run):
         return "the layers' order is known, not how they are connected"
     return ""
 
@@ -147,13 +164,13 @@ def places(items: tuple[WeightLayer, ...]) -> np.ndarray:
 
 def _places(run: Run) -> dict[str, int]:
     """Return for each layer the number of weight layers on the longest way from the input to it."""
-    connected = any(layer.inputs for layer in run.layers)
+    linked = connected(run)
     places: dict[str, int] = {}
     counted: dict[str, int] = {}  # the same, with the layer itself
     passed = 0
     for layer in run.layers:
         before = [counted[name] for name in layer.inputs if name in counted]
-        places[layer.name] = max(before, default=0) if connected else passed
+        places[layer.name] = max(before, default=0) if linked else passed
         own = layer.role in WEIGHTED and bool(layer.parameters)
         passed += own
         counted[layer.name] = places[layer.name] + own

@@ -11,50 +11,52 @@ from gradscope.diagnose.rules import RULES
 from gradscope.records import SEVERITIES, Evidence, Finding, NotChecked, Run, Verdict
 from gradscope.settings import Settings
 
-# cause: what follows from it. A finding is folded under the first rule, in this order, that was found too and
-# did not begin later. The order is that of a physician: code, data, initialisation, learning rate, then
-# the mechanisms by which they do harm, then symptoms.
+_SIGNAL = ("vanishing-signal", "exploding-signal")
+_GRADIENT = ("vanishing-gradient", "exploding-gradient")
+_UNITS = ("dead-units", "saturated-activation")
+_STANDSTILL = ("zero-gradient", "learning-rate-too-low", "epsilon-floor", "rank-collapse")
+_BLOW_UP = ("non-finite", "loss-divergence")
+
+# What follows from what. The order is a physician's: code, data, initialisation, settings of the optimizer, then
+# the mechanisms by which they do harm, then symptoms. A finding is folded under the first of these that can cause it.
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "missing-gradient": ("learning-rate-too-low",),
+    "not-optimized": ("learning-rate-too-low",),
+    "output-mismatch": (*_STANDSTILL, "vanishing-gradient", "learning-rate-too-high", "loss-divergence"),
+    "gradient-not-zeroed": ("learning-rate-too-high", *_UNITS, *_SIGNAL, *_GRADIENT, *_STANDSTILL, *_BLOW_UP),
+    "unscaled-input": ("learning-rate-too-high", *_UNITS, *_SIGNAL, *_GRADIENT, *_STANDSTILL, *_BLOW_UP),
+    "symmetric-weights": ("poor-initialization", *_SIGNAL, *_GRADIENT, *_UNITS, *_STANDSTILL),
     "poor-initialization": (
-        "vanishing-signal",
-        "exploding-signal",
-        "vanishing-gradient",
-        "exploding-gradient",
-        "saturated-activation",
-        "dead-units",
-        "zero-gradient",
-        "non-finite",
-        "loss-divergence",
+        *_SIGNAL,
+        *_GRADIENT,
+        *_UNITS,
+        *_STANDSTILL,
+        *_BLOW_UP,
         "learning-rate-too-high",
-        "learning-rate-too-low",
+        "attention-collapse",
     ),
-    "learning-rate-too-high": (
-        "dead-units",
-        "saturated-activation",
-        "vanishing-signal",
-        "exploding-signal",
-        "vanishing-gradient",
-        "exploding-gradient",
-        "zero-gradient",
-        "loss-divergence",
-        "non-finite",
-    ),
-    "exploding-signal": (
-        "saturated-activation",
-        "exploding-gradient",
-        "vanishing-gradient",
-        "non-finite",
-        "loss-divergence",
-    ),
-    "saturated-activation": ("vanishing-gradient", "zero-gradient", "learning-rate-too-low"),
-    "vanishing-signal": ("vanishing-gradient", "zero-gradient", "dead-units", "learning-rate-too-low"),
-    "dead-units": ("zero-gradient", "vanishing-gradient", "vanishing-signal", "learning-rate-too-low"),
-    "exploding-gradient": ("non-finite", "loss-divergence", "dead-units"),
-    "vanishing-gradient": ("zero-gradient", "learning-rate-too-low"),
+    "degenerate-normalization": (*_SIGNAL, *_GRADIENT, *_STANDSTILL),
+    "excessive-weight-decay": (*_SIGNAL, "vanishing-gradient", "dead-units", *_STANDSTILL),
+    "over-clipping": ("learning-rate-too-low", "epsilon-floor"),
+    "gradient-underflow": _STANDSTILL,
+    "learning-rate-too-high": (*_UNITS, *_SIGNAL, *_GRADIENT, "attention-collapse", *_STANDSTILL, *_BLOW_UP),
+    "exploding-signal": ("saturated-activation", *_GRADIENT, "learning-rate-too-high", *_BLOW_UP),
+    "ineffective-clipping": ("exploding-gradient", *_BLOW_UP),
+    "saturated-activation": ("vanishing-gradient", *_STANDSTILL),
+    "vanishing-signal": ("vanishing-gradient", "dead-units", *_STANDSTILL),
+    "dead-units": ("vanishing-signal", "vanishing-gradient", *_STANDSTILL),
+    "attention-collapse": ("vanishing-gradient", "rank-collapse"),
+    "exploding-gradient": ("dead-units", *_BLOW_UP),
+    "vanishing-gradient": _STANDSTILL,
+    "zero-gradient": ("learning-rate-too-low", "epsilon-floor"),
     "non-finite": ("loss-divergence", "zero-gradient", "missing-gradient"),
+    "rank-collapse": (),
+    "epsilon-floor": ("learning-rate-too-low",),
+    "learning-rate-too-low": (),
     "loss-divergence": (),
 }
+# These act through updates, so nothing that is there at the first step follows from them.
+BY_UPDATES = ("learning-rate-too-high", "excessive-weight-decay", "gradient-not-zeroed", "over-clipping")
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,16 @@ def _cause(finding: Finding, found: dict[str, Finding]) -> str | None:
 
 
 def _can_cause(cause: Finding, finding: Finding) -> bool:
-    """A cause is no milder than what it explains, and did not begin after it."""
+    """Say whether a cause is no milder than what it is to explain, and was there in time."""
     serious = SEVERITIES.index(cause.severity) <= SEVERITIES.index(finding.severity)
-    return serious and cause.first_step <= finding.last_step
+    if cause.rule in BY_UPDATES:
+        return serious and cause.first_step < finding.first_step
+    return serious and cause.first_step <= max(finding.first_step, _head_start(cause))
+
+
+def _head_start(cause: Finding) -> int:
+    """Return by when a consequence may have been seen before its cause: a tenth of the cause's stretch."""
+    return cause.first_step + (cause.last_step - cause.first_step) // 10
 
 
 def rank(findings: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -1,0 +1,56 @@
+"""Parameters that ask to be trained but that no optimizer holds.
+
+What it finds
+Parameters with requires_grad that are in no optimizer's groups, of layers that ran.
+
+Why it hurts
+Their gradients are computed and thrown away; they stay as initialised. Often a layer that was added after the
+optimizer was built, or a list of layers that is no ModuleList.
+
+What it is not
+Frozen parameters. If the network trains well without them it may be meant so: a note.
+
+Remedies
+Code: hand them to the optimizer, or freeze them.
+
+Evidence
+parameters_left_out, share_left_out (of the trained entries), loss_improvement.
+
+References
+torch documentation, optimizers.
+"""
+
+from __future__ import annotations
+
+from gradscope.diagnose.outcome import outcome
+from gradscope.diagnose.rule import require
+from gradscope.diagnose.series import require_steps, steps_of
+from gradscope.diagnose.wording import listed, present
+from gradscope.records import Finding, Run
+from gradscope.settings import Settings
+
+NAME = "not-optimized"
+
+
+def detect(run: Run, settings: Settings) -> Finding | None:
+    """Find trained parameters in no optimizer group."""
+    require_steps(run, 1)
+    trained = [item for item in run.parameters if item.trained]
+    require(any(item.group is not None for item in trained), "no optimizer's groups were recorded")
+    ran = {layer.name for layer in run.layers}
+    left = [item for item in trained if item.group is None and item.layer in ran]
+    if not left:
+        return None
+    share = sum(item.size for item in left) / sum(item.size for item in trained)
+    loss = outcome(run, settings)
+    return Finding(
+        NAME,
+        "note" if loss.progress == "trains" else "warning",
+        f"No optimizer holds {listed([item.name for item in left])}, which ask to be trained.",
+        tuple(dict.fromkeys(item.layer for item in left)),
+        tuple(item.name for item in left),
+        int(steps_of(run)[0]),
+        int(steps_of(run)[-1]),
+        f"{share:.0%} of the weights that could be trained stay as they were initialised.",
+        present(parameters_left_out=len(left), share_left_out=share, loss_improvement=loss.improvement),
+    )

@@ -1,0 +1,89 @@
+"""Inputs far from the unit scale that initialisation and learning rate presuppose.
+
+What it finds
+A first layer whose output is so large (or small), given its initial weights, that its input must have a root
+mean square above 10 (or under 0.01), in a network that does not train well.
+
+Why it hurts
+The first layer's outputs saturate or dominate, and its gradient is larger than all others' by the same factor.
+
+What it is not
+Inputs that a normalisation layer takes first, or embeddings.
+
+Remedies
+Standardise the inputs with the training set's mean and standard deviation; a BatchNorm in front.
+
+Evidence
+input_rms (estimated from output and weights at the first recorded step), output_rms, sigma_w2,
+loss_improvement.
+
+References
+LeCun et al. 1998, Efficient BackProp.
+"""
+
+from __future__ import annotations
+
+import math
+
+from gradscope.diagnose.architecture import WeightLayer, names, weight_layers, weights
+from gradscope.diagnose.outcome import outcome, severity
+from gradscope.diagnose.rule import require
+from gradscope.diagnose.series import require_steps, steps_of
+from gradscope.diagnose.wording import present
+from gradscope.records import Finding, Run
+from gradscope.settings import Settings
+
+NAME = "unscaled-input"
+
+
+def detect(run: Run, settings: Settings) -> Finding | None:
+    """Find first layers that are fed with inputs of another scale than 1."""
+    require_steps(run, 1)
+    first = [
+        item
+        for item in weight_layers(run)
+        if item.place == 0 and item.layer.role in ("linear", "convolution")
+    ]
+    first = [item for item in first if not item.layer.inputs]
+    scales = {item: _input_rms(run, item) for item in first}
+    judged = {item: scale for item, scale in scales.items() if math.isfinite(scale)}
+    require(judged, "no layer that takes the input has known weights and outputs")
+    off = [item for item, scale in judged.items() if not settings.input_low < scale < settings.input_high]
+    loss = outcome(run, settings)
+    if not off or loss.progress == "trains":
+        return None
+    scale = judged[off[0]]
+    size = "large" if scale > 1 else "small"
+    output = float(run.layer_table("activation_rms")[off[0].layer.name].iloc[0])
+    return Finding(
+        NAME,
+        severity(loss),
+        f"The inputs of {off[0].layer.name} are too {size}: their root mean square is about {scale:.3g}, not 1.",
+        names(off),
+        weights(off),
+        int(steps_of(run)[0]),
+        int(steps_of(run)[-1]),
+        f"With its initial weights {off[0].layer.name} turns inputs of unit scale into outputs of about "
+        f"{output / scale:.2g}; they are {output:.3g}.",
+        present(
+            input_rms=scale,
+            output_rms=output,
+            sigma_w2=(output / scale) ** 2,
+            loss_improvement=loss.improvement,
+        ),
+    )
+
+
+def _input_rms(run: Run, item: WeightLayer) -> float:
+    """Estimate the root mean square of a first layer's input from its first output and its initial weights."""
+    output = float(run.layer_table("activation_rms")[item.layer.name].iloc[0])
+    initial = item.weight.initial
+    deviation = math.hypot(float(initial.get("std", math.nan)), float(initial.get("mean", math.nan)))
+    if not item.layer.fan_in or not deviation > 0 or int(steps_of(run)[0]) > 0:
+        return math.nan
+    bias = [
+        run.parameter(name).initial for name in item.layer.parameters if run.parameter(name).role == "bias"
+    ]
+    offset = math.hypot(float(bias[0].get("std", 0.0)), float(bias[0].get("mean", 0.0))) if bias else 0.0
+    signal = output**2 - offset**2
+    return math.sqrt(signal / item.layer.fan_in) / deviation if signal > 0 else math.nan

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
+from math import ceil, floor, inf, isfinite, log10
 from typing import Any
 
 import plotly.graph_objects as go
@@ -17,6 +18,7 @@ from gradscope.present.view import Page
 
 ZERO_COLOUR, NONFINITE_COLOUR = "#c3c9d1", "#f5208b"  # neither is in the colour scales
 ROW_LABELS = 26
+STEP_LABELS = 6
 CONFIG = {
     "displaylogo": False,
     "showSendToCloud": False,
@@ -55,10 +57,7 @@ def grid_figure(grid: Grid) -> go.Figure:
             z=grid.values,
             x=steps,
             y=labels,
-            zmin=grid.low,
-            zmax=grid.high,
-            colorscale="Viridis" if grid.scale == "log10" else "Cividis",
-            colorbar=_colour_bar(grid),
+            coloraxis="coloraxis",
             hoverongaps=False,
             hovertemplate=f"<b>%{{y}}</b><br>step %{{x}}<br>{_text(grid.title)} {shown}<extra></extra>",
         )
@@ -66,17 +65,20 @@ def grid_figure(grid: Grid) -> go.Figure:
     for mark, colour, label in ((ZERO, ZERO_COLOUR, "exactly 0"), (NONFINITE, NONFINITE_COLOUR, "NaN or ∞")):
         if grid.has(mark):
             figure.add_trace(_overlay(grid, mark, colour, label, steps, labels))
-    places = _spread(len(labels), ROW_LABELS)
+    places = range(0, len(labels), ceil(len(labels) / ROW_LABELS))
+    ticks = _round_places(grid.columns, STEP_LABELS)
     figure.update_layout(
         template="none",
         height=_height(len(labels)),
+        coloraxis=_colour_axis(grid),
         margin={"l": 8, "r": 8, "t": 8, "b": 44},
         xaxis={
             "type": "category",
             "title": {"text": "step"},
-            "nticks": 9,
             "tickangle": 0,
             "ticks": "outside",
+            "tickmode": "array",
+            "tickvals": [steps[place] for place in ticks],
         },
         yaxis={
             "type": "category",
@@ -104,25 +106,39 @@ def _overlay(
     )
 
 
-def _colour_bar(grid: Grid) -> dict[str, Any]:
+def _colour_axis(grid: Grid) -> dict[str, Any]:
+    """Return the range and the legend of the colours; those of shares come with the theme."""
     bar: dict[str, Any] = {"thickness": 10, "outlinewidth": 0, "len": 1, "xpad": 6, "ypad": 0}
+    limits = {"cmin": grid.low, "cmax": grid.high}
     if grid.scale == "fraction":
-        return bar | {"tickformat": ".0%", "nticks": 6}
-    first, last = int(-(-grid.low // 1)), int(grid.high // 1)
-    stride = max(1, -(-(last - first) // 5))
-    decades = list(range(first, last + 1, stride))
-    return bar | {"tickvals": decades, "ticktext": [f"10<sup>{decade}</sup>" for decade in decades]}
+        return limits | {"colorbar": bar | {"tickformat": ".0%", "nticks": 6}}
+    first, last = ceil(grid.low), floor(grid.high)
+    decades = list(range(first, last + 1, max(1, ceil((last - first) / 6))))
+    bar |= {"tickvals": decades, "ticktext": [f"10<sup>{decade}</sup>" for decade in decades]}
+    return limits | {"colorbar": bar, "colorscale": "Viridis"}
 
 
 def _height(rows: int) -> int:
     return max(190, min(470, 16 * rows + 60))
 
 
-def _spread(length: int, most: int) -> list[int]:
-    """Return at most so many indices, evenly spaced, first and last among them."""
-    if length <= most:
-        return list(range(length))
-    return sorted({round(place * (length - 1) / (most - 1)) for place in range(most)})
+def _round_places(steps: Sequence[int], most: int) -> list[int]:
+    """Return the places of at most so many steps, evenly spaced as far as round numbers allow."""
+    if len(steps) <= most:
+        return list(range(len(steps)))
+    stride = (len(steps) - 1) / (most - 1)
+    reach = int(stride / 3)
+    centres = [round(number * stride) for number in range(most)]
+    windows = [range(max(0, place - reach), min(len(steps), place + reach + 1)) for place in centres]
+    return [max(window, key=lambda place: _roundness(steps[place])) for window in windows]
+
+
+def _roundness(number: int) -> float:
+    """Return how round a number is: its trailing zeros, half a point more for an even or a 5 before them."""
+    if number == 0:
+        return inf
+    digits = str(number).rstrip("0")
+    return len(str(number)) - len(digits) + (0.5 if digits[-1] in "2468" else 0.7 if digits[-1] == "5" else 0)
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -149,6 +165,7 @@ def profile_figure(profile: Profile) -> go.Figure:
     if profile.gain is not None:
         label = f"predicted gain {wording.figure(profile.gain)}"
         figure.add_trace(_profile_trace(profile, label, profile.predicted, {"dash": "longdashdot"}, names))
+    low, high = _decades([profile.first, profile.median, profile.last, profile.predicted], at_least=3)
     figure.update_layout(
         template="none",
         height=330,
@@ -156,9 +173,22 @@ def profile_figure(profile: Profile) -> go.Figure:
         hovermode="x unified",
         legend=_LEGEND,
         xaxis={"title": {"text": "depth (place in execution order)"}, **_whole_numbers(profile.depths)},
-        yaxis={"type": "log", "exponentformat": "power", "automargin": True, "nticks": 8},
+        yaxis={
+            "type": "log",
+            "exponentformat": "power",
+            "automargin": True,
+            "dtick": max(1, ceil((high - low) / 7)),
+            "range": [low, high],
+        },
     )
     return figure
+
+
+def _decades(curves: Sequence[Sequence[float | None]], at_least: float) -> list[float]:
+    """Return the range of a logarithmic axis; so many decades at least, or a flat curve would look wild."""
+    logs = [log10(value) for values in curves for value in values if value] or [0.0]
+    spare = max(0.06 * (max(logs) - min(logs)), (at_least - (max(logs) - min(logs))) / 2)
+    return [round(min(logs) - spare, 3), round(max(logs) + spare, 3)]
 
 
 _LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"}
@@ -236,11 +266,15 @@ def _value_axis(title: str, lines: Sequence[Line], domain: tuple[float, float]) 
     axis = {"title": {"text": title, "standoff": 6}, "domain": domain, "automargin": True, "nticks": 5}
     if logarithmic:
         return axis | {"type": "log", "exponentformat": "power"}
-    return axis | {
-        "type": "linear",
-        "exponentformat": "power",
-        "rangemode": "tozero" if title == "lr" else "normal",
-    }
+    return axis | {"type": "linear", "exponentformat": "power", "range": _calm_range(values)}
+
+
+def _calm_range(values: Sequence[float]) -> list[float] | None:
+    """Return the range of a linear axis, a fifth of the largest value at least: flat must look flat."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    largest = max(abs(low), abs(high)) or 1.0
+    spare = max(0.06 * (high - low), (0.2 * largest - (high - low)) / 2)
+    return [low - spare, high + spare] if isfinite(high - low + 2 * spare) else None
 
 
 def _mark(figure: go.Figure, steps: Sequence[int], loss: Sequence[Line], label: str, symbol: str) -> None:
@@ -284,8 +318,11 @@ def _onset_labels(onsets: Sequence[tuple[int, str]], steps: Sequence[int]) -> li
     ]
 
 
-def theme(ink: str, muted: str, rule: str, surface: str, colours: Sequence[str]) -> dict[str, Any]:
-    """Return a plotly template with these colours."""
+def theme(
+    ink: str, muted: str, rule: str, surface: str, colours: Sequence[str], shares: Sequence[str]
+) -> dict[str, Any]:
+    """Return a plotly template with these colours; shares: from none to all."""
+    bar = {"tickfont": {"size": 10, "color": muted}}
     axis = {
         "gridcolor": rule,
         "linecolor": rule,
@@ -306,9 +343,13 @@ def theme(ink: str, muted: str, rule: str, surface: str, colours: Sequence[str])
             "legend": {"font": {"size": 11, "color": ink}},
             "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": muted, "activecolor": ink},
             "annotationdefaults": {"font": {"color": muted}},
+            "coloraxis": {"colorbar": bar, "colorscale": _scale(shares)},
         },
-        "data": {"heatmap": [{"colorbar": {"tickfont": {"size": 10, "color": muted}}}]},
     }
+
+
+def _scale(colours: Sequence[str]) -> list[list[Any]]:
+    return [[place / (len(colours) - 1), colour] for place, colour in enumerate(colours)]
 
 
 THEMES = {
@@ -318,6 +359,7 @@ THEMES = {
         "#dfe4ea",
         "#ffffff",
         ("#0b62a8", "#c2570c", "#0f8a6a", "#8a4fa3", "#5b6676", "#a07c00"),
+        ("#eef2f6", "#f6cd9b", "#dc7a2e", "#7a2d00"),
     ),
     "dark": theme(
         "#e6eaf0",
@@ -325,5 +367,6 @@ THEMES = {
         "#2b3542",
         "#1b232d",
         ("#66b3ff", "#ffa657", "#4fd1a5", "#d3a6f0", "#a8b3c2", "#e8c95a"),
+        ("#1b232d", "#653a1c", "#dc7a2e", "#ffdcae"),
     ),
 }

@@ -61,7 +61,7 @@ def _loss(run: Run) -> str:
     if not len(run.steps) or run.steps["loss"].isna().all():
         return wording.MISSING
     first, last = float(run.steps["loss"].iloc[0]), float(run.steps["loss"].iloc[-1])
-    return f"{wording.figure(first)} → {wording.figure(last)}"
+    return f"{wording.figure(first, 4)} → {wording.figure(last, 4)}"
 
 
 def _steps(run: Run) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from gradscope.present import wording
 from gradscope.present.grids import edges, weights
-from gradscope.records import LayerInfo, Report, Run
+from gradscope.records import SEVERITIES, Finding, LayerInfo, Report, Run, Severity
 
 TABLE_ROWS = 400
 
@@ -42,6 +42,7 @@ class LayerRow:
     kind: str
     cells: tuple[Cell, ...]
     ailments: tuple[str, ...]
+    severity: Severity | None
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def layer_table(report: Report) -> Table:
                 wording.name(layer.name),
                 wording.clean(layer.kind, 80),
                 tuple(column[index] for column in columns),
-                tuple(named.get(layer.name, ())),
+                *named.get(layer.name, ((), None)),
             )
             for index, layer in enumerate(layers)
         ),
@@ -113,17 +114,20 @@ def layer_table(report: Report) -> Table:
     )
 
 
-def _ailments(report: Report) -> dict[str, list[str]]:
-    """Return the rules that name each layer, or one of its parameters."""
+def _ailments(report: Report) -> dict[str, tuple[tuple[str, ...], Severity]]:
+    """Return the rules that name each layer, or one of its parameters, and the worst severity of them."""
     owner = {parameter.name: parameter.layer for parameter in report.run.parameters}
-    named: dict[str, list[str]] = {}
+    named: dict[str, list[Finding]] = {}
     for finding in report.findings:
         places = [*finding.layers, *(owner[name] for name in finding.parameters if name in owner)]
         for place in dict.fromkeys(places):
-            rules = named.setdefault(place, [])
-            if finding.rule not in rules:
-                rules.append(wording.clean(finding.rule, 60))
-    return named
+            named.setdefault(place, []).append(finding)
+    return {place: _ailment(findings) for place, findings in named.items()}
+
+
+def _ailment(findings: Sequence[Finding]) -> tuple[tuple[str, ...], Severity]:
+    rules = dict.fromkeys(wording.clean(finding.rule, 60) for finding in findings)
+    return tuple(rules), min((finding.severity for finding in findings), key=SEVERITIES.index)
 
 
 def _chosen(layers: Sequence[LayerInfo], ill: set[str]) -> list[LayerInfo]:

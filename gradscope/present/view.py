@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.present import wording
-from gradscope.present.curves import History, Profile, history, profiles
+from gradscope.present.curves import History, Line, Profile, history, profiles
 from gradscope.present.facts import Fact, key_facts, more_facts
 from gradscope.present.grids import GRID_COLUMNS, GRID_ROWS, Grid, edges, grids
 from gradscope.present.table import Table, layer_table
@@ -23,6 +23,7 @@ CARDS = 60
 NAMES = 40
 EVENTS = 60
 STRIP_CELLS = 120
+SPARK_POINTS = 100
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class Page:
     hidden_events: int
     grids: tuple[Grid, ...]
     history: History
+    sparkline: str
     profiles: tuple[Profile, ...]
     table: Table
     notes: tuple[str, ...]
@@ -135,7 +137,7 @@ class Page:
 def page(report: Report) -> Page:
     """Return everything that the page of a report shows."""
     run = report.run
-    cards = finding_cards(report)
+    cards, curves = finding_cards(report), history(report)
     drawn, silent = grids(run)
     model = wording.name(run.info.model)
     return Page(
@@ -158,7 +160,8 @@ def page(report: Report) -> Page:
         events=tuple(_occasion(event) for event in run.events[:EVENTS]),
         hidden_events=max(0, len(run.events) - EVENTS),
         grids=drawn,
-        history=history(report),
+        history=curves,
+        sparkline=_sparkline(curves.loss),
         profiles=profiles(report),
         table=layer_table(report),
         notes=(*silent, *_reductions(run)),
@@ -179,6 +182,23 @@ def _reductions(run: Run) -> tuple[str, ...]:
     return (f"{text[0].upper()}{text[1:]}: the median for logarithms, the highest share for shares.",)
 
 
+def _sparkline(loss: Line | None) -> str:
+    """Return the loss as an SVG path in a box of 100 by 20, broken where it wasn't finite."""
+    if loss is None:
+        return ""
+    known = [value for value in loss.values if value is not None]
+    low, span = min(known), (max(known) - min(known)) or 1.0
+    places = range(0, len(loss.values), -(-len(loss.values) // SPARK_POINTS))
+    path, move = [], "M"
+    for place in places:
+        value = loss.values[place]
+        if value is not None:
+            x = 100 * place / max(1, len(loss.values) - 1)
+            path.append(f"{move}{x:.1f} {19 - 18 * min(1.0, (value - low) / span):.1f}")
+        move = "L" if value is not None else "M"
+    return "".join(path) if len(path) > 1 else ""
+
+
 def _headline(report: Report, cards: Sequence[Card]) -> str:
     if report.verdict == "healthy":
         return "Healthy"
@@ -196,7 +216,7 @@ def _lead(report: Report, cards: Sequence[Card]) -> str:
     if report.verdict == "inconclusive":
         reason = cards[0].message if cards else "This is neither a clean bill of health nor an ailment."
         return f"Too little was recorded to judge: {steps}. {reason}"
-    return cards[0].message if cards else ""
+    return ""  # the headline names the first finding, and its card follows at once
 
 
 def finding_cards(report: Report) -> tuple[Card, ...]:

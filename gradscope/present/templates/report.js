@@ -39,7 +39,7 @@ function prepareTheme() {
   const button = document.getElementById("theme");
   const label = () => {
     const choice = root.dataset.theme || "auto";
-    button.textContent = choice[0].toUpperCase() + choice.slice(1);
+    button.textContent = `◐ ${choice[0].toUpperCase()}${choice.slice(1)}`;
     button.setAttribute("aria-label", `Colours: ${choice === "auto" ? "as the system has them" : choice}`);
   };
   button.addEventListener("click", () => {

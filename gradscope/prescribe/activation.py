@@ -1,0 +1,166 @@
+"""Remedies that replace the activation: a rectifier for a sigmoid, a leak for a dead one, SELU."""
+
+from __future__ import annotations
+
+from gradscope.prescribe.case import Case
+from gradscope.prescribe.gains import born_dead, gain_with, scheme_for
+from gradscope.prescribe.initialization import (
+    NAMES,
+    expect_gain,
+    gain_before,
+    initializable,
+    initialization_action,
+    initialization_code,
+)
+from gradscope.prescribe.paste import block, figure, name_list
+from gradscope.records import Remedy
+
+SQUASHING = ("sigmoid", "hardsigmoid", "logsigmoid", "softsign", "softmax")
+BOUNDED = ("tanh", "hardtanh", "softsign", "sigmoid", "hardsigmoid")
+RECTIFIERS = ("relu", "relu6")
+GROWING = ("ExpBackward0", "Expm1Backward0", "PowBackward0", "SinhBackward0", "CoshBackward0")
+MODULES = {
+    "relu": "torch.nn.ReLU()",
+    "leaky_relu": "torch.nn.LeakyReLU(0.01)",
+    "elu": "torch.nn.ELU()",
+    "selu": "torch.nn.SELU()",
+    "gelu": "torch.nn.GELU()",
+    "tanh": "torch.nn.Tanh()",
+}
+TITLES = {
+    "relu": "ReLU",
+    "leaky_relu": "LeakyReLU",
+    "elu": "ELU",
+    "selu": "SELU",
+    "gelu": "GELU",
+    "tanh": "Tanh",
+}
+# Above this probability that a layer is born dead, a rectifier without a leak is no cure (Lu et al. 2019).
+_RISK = 0.02
+
+
+def replace_squashing(case: Case) -> Remedy | None:
+    """Put ReLU and He's initialisation, or tanh and Xavier's in narrow deep networks, for a sigmoid."""
+    if case.activation not in SQUASHING:
+        return None
+    risk = born_dead(len(case.hidden), case.width)
+    target = "relu" if risk < _RISK else "tanh"
+    slope = {"sigmoid": "0.25", "hardsigmoid": "0.17"}.get(case.activation)
+    why = (
+        f"The slope of {case.activation} is at most {slope}, so no scale of the weights keeps the gradient "
+        "alive."
+        if slope
+        else f"{case.activation} flattens out, and with its slope the gradient fades."
+    )
+    if target == "tanh":
+        why += f" ReLU would be born dead with probability {figure(risk)} at this width."
+    return replacement(case, target, why, initial=True)
+
+
+def replace_bounded(case: Case) -> Remedy | None:
+    """Put ReLU and He's initialisation for a bounded activation that saturates."""
+    if case.activation not in BOUNDED or born_dead(len(case.hidden), case.width) >= _RISK:
+        return None
+    why = f"{case.activation} is flat beyond a few units of input; ReLU never saturates for positive inputs."
+    return replacement(case, "relu", why, initial=True)
+
+
+def replace_unbounded(case: Case) -> Remedy | None:
+    """Put ReLU for an activation that torch has no module for and that may overflow, such as exp."""
+    growing = {
+        name.removesuffix("Backward0").lower()
+        for layer in case.run.layers
+        for name in layer.functions
+        if name in GROWING
+    }
+    if case.activation is not None or not growing:
+        return None
+    why = (
+        f"forward() computes {' and '.join(sorted(growing))} between layers, which grows until it overflows."
+    )
+    return replacement(case, "relu", why, initial=True)
+
+
+def leak(case: Case) -> Remedy | None:
+    """Put LeakyReLU for ReLU: units that are never active still get a gradient."""
+    if case.activation not in RECTIFIERS:
+        return None
+    share = case.number("dead_share") or case.number("dead_unit_fraction") or case.number("dead_fraction")
+    seen = f"{100 * share:.0f} % of the units" if share else "Some units"
+    why = (
+        f"{seen} are active for no sample, and ReLU passes no gradient to them; LeakyReLU passes 1 % of it, "
+        "so they can come back (Maas et al. 2013)."
+    )
+    expected = "Gradient of an inactive unit 0 → 0.01 of an active one's; no unit can die for good."
+    return replacement(case, "leaky_relu", why, expected=expected)
+
+
+def self_normalize(case: Case) -> Remedy | None:
+    """Put SELU and LeCun's initialisation in a plain network of linear layers."""
+    if case.activation in (None, "selu") or case.convolutional or case.norms or case.recurrent or case.skips:
+        return None
+    why = (
+        "SELU draws mean and variance of every layer back to 0 and 1, whatever came before "
+        "(Klambauer et al. 2017), and no unit of it dies."
+    )
+    return replacement(case, "selu", why, initial=True)
+
+
+def smooth(case: Case) -> Remedy | None:
+    """Put ELU for ReLU: a slope below zero that fades, but isn't 0 at once."""
+    if case.activation not in RECTIFIERS:
+        return None
+    why = "ELU has a slope below zero too and a mean nearer to 0 (Clevert et al. 2016), so units recover."
+    return replacement(case, "elu", why, expected="Slope of an inactive unit 0 → exp(x), above 0 everywhere.")
+
+
+def replacement(
+    case: Case, to: str, why: str, initial: bool = False, expected: str | None = None
+) -> Remedy | None:
+    """Return the remedy that puts activation `to` after all hidden layers, initialised for it if asked."""
+    old = case.activation
+    layers = initializable(case) if initial else []
+    if not case.activation_layers() and not case.functional and old is not None:
+        return None
+    action: dict[str, object] = {"do": "replace-activation", "to": to}
+    modules = [layer.name for layer in case.activation_layers()]
+    if old is not None:
+        action["from"] = [old]
+    if modules and not case.functional:
+        action["layers"] = modules
+    code = activation_code(case, to, modules, action)
+    if layers:
+        code = block(code, "", initialization_code(case, layers, to).removeprefix("import torch\n\n"))
+        action = {"do": "all", "actions": [action, initialization_action(case, layers, to)]}
+    scheme = scheme_for(to)
+    return Remedy(
+        "activation",
+        f"Replace {TITLES.get(old or '', old or 'the activation')} by {TITLES[to]}"
+        + (f", with {NAMES[scheme]} initialisation" if layers else ""),
+        why,
+        code,
+        expected or expect_gain(case, gain_before(case), gain_with(scheme, to)),
+        action,
+    )
+
+
+def activation_code(case: Case, to: str, modules: list[str], action: dict[str, object]) -> str:
+    """Return code that swaps the modules, or, for activations called in forward(), rewrites a copy."""
+    if modules and not case.functional:
+        return block(
+            "import torch",
+            "",
+            f"for name in {name_list(modules)}:",
+            '    parent, _, child = name.rpartition(".")',
+            f"    setattr(model.get_submodule(parent), child, {MODULES[to]})",
+        )
+    return block(
+        "import torch",
+        "from gradscope.prescribe import surgery",
+        "",
+        f"# The activation is called inside forward(): write torch.nn.functional.{to}(x) for it there,"
+        if to != "tanh"
+        else "# The activation is called inside forward(): write torch.tanh(x) for it there,",
+        "# or let gradscope do that in a copy of the model:",
+        f"model = surgery.apply({action!r}, model)",
+    )

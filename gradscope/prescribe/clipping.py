@@ -1,0 +1,163 @@
+"""Remedies of gradient clipping, with limits taken from the run's own gradient norms."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradscope.prescribe.case import Case
+from gradscope.prescribe.paste import block, figure
+from gradscope.records import Remedy
+
+_WINDOW = 50
+# The largest update of plain SGD that a limit may allow, as a share of the weights' norm.
+_LARGEST_STEP = 1e-2
+
+
+def clip(case: Case) -> Remedy | None:
+    """Clip the gradient's norm at what was usual in this run."""
+    limit = limit_from(case)
+    if limit is None:
+        return None
+    old = case.fact("clip_value")
+    if isinstance(old, (int, float)) and 0 < old <= limit:
+        return None
+    norms = case.grad_norms
+    return Remedy(
+        "clipping",
+        f"Clip the gradient norm at {figure(limit)}",
+        f"The gradient norm was {figure(float(np.median(norms)))} in the middle and up to "
+        f"{figure(float(norms.max()))}; {_source(case, limit)} (Pascanu et al. 2013).",
+        clip_code(case, limit),
+        f"Largest gradient norm {figure(float(norms.max()))} → {figure(limit)}; directions are kept.",
+        {"do": "train", "clipping": {"algorithm": "norm", "limit": limit}},
+    )
+
+
+def clip_adaptively(case: Case) -> Remedy | None:
+    """Clip each unit's gradient to a share of its weights, where no single limit fits all layers."""
+    if not case.weights:
+        return None
+    return Remedy(
+        "clipping",
+        "Clip each unit's gradient to 1 % of its weights' norm",
+        "A single limit for the whole network is set by the layers with the largest gradients; a limit for "
+        "each "
+        "unit, relative to its own weights, isn't (adaptive gradient clipping, Brock et al. 2021).",
+        block(
+            "import torch",
+            "",
+            "with torch.no_grad():  # after loss.backward(), before optimizer.step()",
+            "    for parameter in model.parameters():",
+            "        if parameter.grad is None or parameter.dim() < 2:",
+            "            continue",
+            "        weight = parameter.flatten(1).norm(dim=1).clamp(min=1e-3)",
+            "        gradient = parameter.grad.flatten(1).norm(dim=1)",
+            "        scale = (0.01 * weight / gradient.clamp(min=1e-12)).clamp(max=1.0)",
+            "        parameter.grad.mul_(scale.view(-1, *[1] * (parameter.dim() - 1)))",
+        ),
+        "|gradient| / |weight| of every unit at most 0.01.",
+        {"do": "train", "clipping": {"algorithm": "adaptive", "limit": 0.01}},
+    )
+
+
+def loosen(case: Case) -> Remedy | None:
+    """Raise a limit that cuts nearly every step to the 90th percentile of the norms."""
+    norms = non_spikes(case)
+    if not len(norms):
+        return None
+    limit = _two_digits(float(np.percentile(norms, 90)))
+    old = case.number("clip_value") or case.fact("clip_value")
+    before = f" from {figure(old)}" if isinstance(old, (int, float)) else ""
+    return Remedy(
+        "clipping",
+        f"Raise the clipping limit{before} to {figure(limit)}",
+        f"The limit cuts nearly every step, so it acts as a smaller learning rate; {figure(limit)} is the "
+        "90th "
+        "percentile of this run's own norms and cuts only the outliers.",
+        clip_code(case, limit),
+        "Share of clipped steps → about 0.10.",
+        {"do": "train", "clipping": {"algorithm": "norm", "limit": limit}},
+    )
+
+
+def stop_clipping(case: Case) -> Remedy | None:
+    """Take the clipping away where the norms show no spikes."""
+    norms = case.grad_norms
+    if not len(norms) or len(non_spikes(case)) < len(norms):
+        return None
+    code = (
+        f"{case.trainer}\n\ntrainer = pl.Trainer(gradient_clip_val=None)"
+        if case.trainer
+        else "# delete the call of torch.nn.utils.clip_grad_norm_ or clip_grad_value_"
+    )
+    return Remedy(
+        "clipping",
+        "Do without clipping",
+        f"None of {len(norms)} recorded norms is a spike: the largest is {figure(float(norms.max()))}, the "
+        "median "
+        f"{figure(float(np.median(norms)))}.",
+        code,
+        "Share of clipped steps → 0.",
+        {"do": "train", "clipping": {"algorithm": "none"}},
+    )
+
+
+def clip_code(case: Case, limit: float) -> str:
+    """Return the Trainer's argument, or the call in a loop of one's own."""
+    if case.trainer:
+        return block(
+            case.trainer,
+            "",
+            f'trainer = pl.Trainer(gradient_clip_val={figure(limit)}, gradient_clip_algorithm="norm")',
+        )
+    return block(
+        "import torch",
+        "",
+        "# after loss.backward(), before optimizer.step()",
+        f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={figure(limit)})",
+    )
+
+
+def limit_from(case: Case) -> float | None:
+    """Return a limit: a percentile of the usual norms, lower where plain SGD would still step too far.
+
+    The 90th percentile, if spikes stand out of the rest; the median, if the norms vary too much for that.
+    """
+    norms = non_spikes(case)
+    if not len(norms):
+        return None
+    steady = float(np.percentile(norms, 90)) < 3 * float(np.median(norms))
+    limit = float(np.percentile(norms, 90 if steady else 50))
+    bound = bearable(case)
+    return _two_digits(min(limit, bound) if bound else limit)
+
+
+def bearable(case: Case) -> float | None:
+    """Return the norm at which a step of plain SGD moves the weights by 1 %; None for other optimizers."""
+    if case.adaptive or not case.lr or not case.weight_norm:
+        return None
+    momentum = case.option("momentum") or 0.0
+    return _LARGEST_STEP * case.weight_norm * (1 - min(momentum, 0.99)) / case.lr
+
+
+def non_spikes(case: Case) -> np.ndarray:
+    """Return the norms that aren't above spike_ratio times the median of those before them."""
+    norms = case.grad_norms
+    usual = [
+        norm
+        for place, norm in enumerate(norms)
+        if norm <= case.settings.spike_ratio * np.median(norms[max(0, place - _WINDOW) : place + 1])
+    ]
+    return np.array(usual)
+
+
+def _source(case: Case, limit: float) -> str:
+    bound = bearable(case)
+    if bound is not None and limit <= 1.05 * bound:
+        return f"at {figure(limit)} a step of SGD moves the weights by 1 % at most"
+    share = float((case.grad_norms <= limit * 1.05).mean())
+    return f"{100 * share:.0f} % of the recorded norms lie below {figure(limit)}, so only outliers are cut"
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.2g}")

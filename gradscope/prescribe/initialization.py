@@ -1,0 +1,206 @@
+"""Remedies of initialisation: He, Xavier, LeCun and orthogonal, by each layer's own activation."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from statistics import median
+
+from gradscope.prescribe.case import Case
+from gradscope.prescribe.gains import gain_with, scheme_for
+from gradscope.prescribe.paste import block, figure, name_list, some, through
+from gradscope.records import LayerInfo, Remedy
+
+NAMES = {"he": "He", "xavier": "Xavier", "lecun": "LeCun", "orthogonal": "orthogonal"}
+SOURCES = {
+    "he": "He et al. 2015",
+    "xavier": "Glorot & Bengio 2010",
+    "lecun": "LeCun et al. 1998, Klambauer et al. 2017",
+    "orthogonal": "Saxe et al. 2014",
+}
+_CALLS = {
+    "he": 'torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")',
+    "xavier": "torch.nn.init.xavier_normal_(layer.weight)",
+    "lecun": 'torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")',
+    "orthogonal": "torch.nn.init.orthogonal_(layer.weight)",
+}
+# sigma_w² of a square layer, and how far from it counts as the same initialisation.
+_VARIANCE = {"he": 2.0, "xavier": 1.0, "lecun": 1.0, "orthogonal": 1.0}
+_SAME = 1.3
+_FADED = 1e-3
+
+
+def initialize(case: Case) -> Remedy | None:
+    """Give each layer the initialisation that suits its activation, if that improves the gain."""
+    layers = initializable(case)
+    activation = case.activation
+    scheme = scheme_for(activation)
+    before, after = gain_before(case), gain_with(scheme, activation)
+    if not layers or _already(case, scheme) or not _improves(before, after, case):
+        return None
+    return Remedy(
+        "initialization",
+        f"Initialise with {NAMES[scheme]}'s scheme, made for {activation or 'linear layers'}",
+        _why(case, scheme),
+        initialization_code(case, layers),
+        expect_gain(case, before, after),
+        initialization_action(case, layers),
+    )
+
+
+def break_symmetry(case: Case) -> Remedy | None:
+    """Draw weights at random where they are constant, so that units stop being copies of each other."""
+    blamed = set(case.finding.layers)
+    layers = [layer for layer in initializable(case) if layer.name in blamed] or initializable(case)
+    if not layers:
+        return None
+    return Remedy(
+        "initialization",
+        f"Draw the weights of {some([layer.name for layer in layers])} at random",
+        "Units that start with equal weights get equal gradients and stay copies of each other: "
+        f"{'the layer' if len(layers) == 1 else 'each layer'} then learns no more than one unit could.",
+        initialization_code(case, layers),
+        "Units differ from the first step on; the gradient of each layer has full rank instead of rank 1.",
+        initialization_action(case, layers),
+    )
+
+
+def initialize_orthogonally(case: Case) -> Remedy | None:
+    """Start recurrences with orthogonal matrices and open forget gates: gain 1 per time step."""
+    if not case.recurrent:
+        return None
+    names = [layer.name for layer in case.recurrent]
+    gated = any("LSTM" in layer.kind for layer in case.recurrent)
+    code = block(
+        "import torch",
+        "",
+        f"for name in {name_list(names)}:",
+        "    for key, parameter in model.get_submodule(name).named_parameters():",
+        '        if "weight_hh" in key:  # one square block a gate',
+        "            for gate in parameter.detach().split(parameter.shape[1]):",
+        "                torch.nn.init.orthogonal_(gate)",
+        '        elif "weight_ih" in key:',
+        "            torch.nn.init.xavier_uniform_(parameter)",
+        _FORGET if gated else (),
+    )
+    return Remedy(
+        "initialization",
+        "Initialise the recurrence orthogonally" + (" and open the forget gates" if gated else ""),
+        f"Going back through time multiplies the gradient by the recurrent matrix of {some(names)} once a "
+        "step; only a matrix with all singular values 1 neither shrinks nor grows it"
+        + (", and a forget gate with bias 1 keeps the cell (Jozefowicz et al. 2015)." if gated else "."),
+        code,
+        "Linear gain per time step → 1.00 (Saxe et al. 2014; Le et al. 2015).",
+        {"do": "initialize", "scheme": "orthogonal", "layers": names},
+    )
+
+
+_FORGET = (
+    '        elif "bias_ih" in key and parameter.shape[0] % 4 == 0:  # input, forget, cell, output gate',
+    "            quarter = parameter.shape[0] // 4",
+    "            parameter.detach()[quarter : 2 * quarter].fill_(1.0)",
+)
+
+
+def initializable(case: Case) -> list[LayerInfo]:
+    """Return the weighted layers whose weight is a parameter of their own, not tied and not computed."""
+    tied = {item.name for item in case.run.parameters if item.aliases}
+    return [
+        layer
+        for layer in case.weighted
+        if not any("parametrizations" in name or name in tied for name in layer.parameters)
+        and (not layer.parameters or any(name.endswith("weight") for name in layer.parameters))
+    ]
+
+
+def initialization_code(case: Case, layers: list[LayerInfo], activation: str | None = None) -> str:
+    """Return a loop for each scheme over its layers; `activation` replaces the hidden ones'."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for layer in layers:
+        own = _activation(case, layer, activation)
+        groups[scheme_for(own), own or "no activation"].append(layer.name)
+    lines = ["import torch"]
+    for (scheme, own), names in groups.items():
+        lines += [
+            "",
+            f"# {NAMES[scheme]} ({SOURCES[scheme]}) before {own}",
+            f"for name in {name_list(names)}:",
+            "    layer = model.get_submodule(name)",
+            f"    {_CALLS[scheme]}",
+            "    if layer.bias is not None:",
+            "        torch.nn.init.zeros_(layer.bias)",
+        ]
+    return "\n".join(lines)
+
+
+def initialization_action(
+    case: Case, layers: list[LayerInfo], activation: str | None = None
+) -> dict[str, object]:
+    """Return the machine's form: the scheme of each layer."""
+    schemes = {layer.name: scheme_for(_activation(case, layer, activation)) for layer in layers}
+    return {"do": "initialize", "scheme": schemes, "layers": list(schemes)}
+
+
+def expect_gain(case: Case, before: float | None, after: float | None) -> str:
+    """Return the expected effect on the gain per layer, and through the whole depth."""
+    if after is None:
+        return "The variance of signal and gradient stays the same from layer to layer."
+    if before is None:
+        return f"Gain per layer → {after:.2f}; through {case.depth} layers {through(after, case.depth)}."
+    return (
+        f"Gain per layer {figure(before)} → {after:.2f}; through {case.depth} layers "
+        f"{through(before, case.depth)} → {through(after, case.depth)}."
+    )
+
+
+def gain_before(case: Case) -> float | None:
+    """Return the gradient's gain per layer of this run; the finding's, or what torch's default gives."""
+    if case.finding.rule.endswith("-gradient") and case.gain:
+        return case.gain
+    return case.number("predicted_gain") if case.finding.rule.endswith("-gradient") else None
+
+
+def weight_variance(case: Case) -> float | None:
+    """Return the median over hidden layers of fan-in times initial variance of the weights."""
+    told = case.number("sigma_w2")
+    if told is not None:
+        return told
+    known = {item.name: item for item in case.run.parameters if item.role == "weight"}
+    values = [
+        layer.fan_in * known[name].initial["std"] ** 2
+        for layer in case.hidden or case.weighted
+        for name in layer.parameters
+        if layer.fan_in and name in known and math.isfinite(known[name].initial.get("std", math.nan))
+    ]
+    return median(values) if values else None
+
+
+def _activation(case: Case, layer: LayerInfo, activation: str | None) -> str | None:
+    own = case.activation_of(layer)
+    hidden = layer.name not in case.outputs
+    return activation if activation and own and hidden else own
+
+
+def _already(case: Case, scheme: str) -> bool:
+    variance = weight_variance(case)
+    return variance is not None and 1 / _SAME < variance / _VARIANCE[scheme] < _SAME
+
+
+def _improves(before: float | None, after: float | None, case: Case) -> bool:
+    if after is None:
+        return True
+    if after**case.depth < _FADED:
+        return False
+    return before is None or abs(math.log(after)) < abs(math.log(before))
+
+
+def _why(case: Case, scheme: str) -> str:
+    variance = weight_variance(case)
+    own = case.activation or "linear layers"
+    target = f"{NAMES[scheme]}'s {figure(_VARIANCE[scheme])} for {own} ({SOURCES[scheme]})"
+    if variance is None:
+        return f"The scale of the weights decides whether signals keep their size; it should be {target}."
+    return (
+        f"Weight variance times fan-in is {figure(variance)} here, and should be {target}: "
+        f"{'less fades' if variance < _VARIANCE[scheme] else 'more explodes'} layer by layer."
+    )

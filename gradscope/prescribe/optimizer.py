@@ -1,0 +1,178 @@
+"""Remedies of the optimizer: another one, its epsilon, its weight decay, the parameters it was not given."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gradscope.prescribe.case import Case
+from gradscope.prescribe.paste import block, figure, name_list, rounded, some
+from gradscope.records import Remedy
+
+_ADAM_RATE = 1e-3
+_DECAY = {"AdamW": 0.01}
+_USUAL_DECAY = 1e-4
+_FLOOR_SHARE = 1e-2
+_SMALLEST_EPSILON = 1e-15
+
+
+def use_adam(case: Case) -> Remedy | None:
+    """Put Adam for an optimizer whose step follows the gradient's size."""
+    if case.adaptive or not case.optimizer:
+        return None
+    return Remedy(
+        "optimizer",
+        f"Use AdamW at {figure(_ADAM_RATE)} instead of {case.optimizer}",
+        f"{case.optimizer}'s step is proportional to the gradient, so layers whose gradients differ can't "
+        "share a "
+        "rate; Adam divides each weight's step by its own gradient's size (Kingma & Ba 2015).",
+        block(
+            "import torch",
+            "",
+            f"optimizer = torch.optim.AdamW(model.parameters(), lr={_ADAM_RATE}, weight_decay=0.01)",
+        ),
+        f"Update of each weight about {figure(_ADAM_RATE)} a step, whatever its gradient's size.",
+        {"do": "train", "optimizer": "AdamW", "rate": _ADAM_RATE, "weight_decay": 0.01},
+    )
+
+
+def use_sgd(case: Case) -> Remedy | None:
+    """Put SGD with momentum, which has no floor and no normalisation to lose."""
+    if not case.adaptive:
+        return None
+    return Remedy(
+        "optimizer",
+        f"Use SGD with momentum instead of {case.optimizer}",
+        f"{case.optimizer} divides by an estimate of the gradient's size, and that estimate has broken down.",
+        "import torch\n\noptimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, "
+        "nesterov=True)",
+        "No division by an estimate; the update is proportional to the gradient.",
+        {"do": "train", "optimizer": "SGD", "rate": 0.01, "options": {"momentum": 0.9, "nesterov": True}},
+    )
+
+
+def lower_epsilon(case: Case) -> Remedy | None:
+    """Lower Adam's epsilon below the gradients' size."""
+    if not case.adaptive:
+        return None
+    old = case.option("eps") or 1e-8
+    table = case.run.parameter_table("second_moment_rms").to_numpy()
+    sizes = np.sqrt(table[np.isfinite(table) & (table > 0)])
+    size = float(np.percentile(sizes, 10)) if len(sizes) else None
+    wanted = _FLOOR_SHARE * size if size else old * 1e-4
+    epsilon = max(10.0 ** math.floor(math.log10(min(wanted, old / 10))), _SMALLEST_EPSILON)
+    if epsilon >= old:
+        return None
+    seen = f"gradients of size {figure(size)}" if size else "gradients of this size"
+    return Remedy(
+        "optimizer",
+        f"Lower {case.optimizer}'s epsilon from {figure(old)} to {figure(epsilon)}",
+        f"Epsilon is added to the root of the second moment; beside {seen} it is what the step is divided "
+        "by, "
+        f"and {case.optimizer} becomes SGD with a tiny rate.",
+        block("for group in optimizer.param_groups:", f'    group["eps"] = {figure(epsilon)}'),
+        f"Share of weights at the floor → about 0; epsilon {figure(epsilon / size) if size else '1e-4'} of "
+        "the "
+        "gradients' size.",
+        {"do": "train", "options": {"eps": epsilon}},
+    )
+
+
+def decay_less(case: Case) -> Remedy | None:
+    """Lower weight decay to a usual figure."""
+    old = case.option("weight_decay")
+    usual = _DECAY.get(case.optimizer, _USUAL_DECAY)
+    new = rounded(min(usual, old / 10)) if old else 0.0
+    shown = f" from {figure(old)}" if old else ""
+    pull = (
+        f"Each step takes lr × decay = {figure(old * case.lr)} of every weight away"
+        if old and case.lr
+        else ("Weight decay takes more of the weights away than the gradient gives back")
+    )
+    return Remedy(
+        "weight-decay",
+        f"Lower weight decay{shown} to {figure(new)}",
+        f"{pull}; the loss can't hold the weights against that.",
+        block("for group in optimizer.param_groups:", f'    group["weight_decay"] = {figure(new)}'),
+        f"Shrinkage a step {figure(old * case.lr)} → {figure(new * case.lr)}."
+        if old and case.lr
+        else "Weights keep their norm.",
+        {"do": "train", "weight_decay": new},
+    )
+
+
+def decay_weights_only(case: Case) -> Remedy | None:
+    """Decay weight matrices only, decoupled from the gradient."""
+    lr = case.lr or _ADAM_RATE
+    decay = min(case.option("weight_decay") or _DECAY["AdamW"], _DECAY["AdamW"])
+    return Remedy(
+        "weight-decay",
+        "Decay weight matrices only, with AdamW",
+        "Biases and normalisation gains have nothing to gain from decay, and Adam with L2 decays weights "
+        "with small "
+        "gradients most; AdamW decays all alike (Loshchilov & Hutter 2019).",
+        block(
+            "import torch",
+            "",
+            "matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]",
+            "others = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]",
+            "optimizer = torch.optim.AdamW(",
+            f'    [{{"params": matrices, "weight_decay": {figure(decay)}}}, '
+            '{"params": others, "weight_decay": 0.0}],',
+            f"    lr={figure(lr if case.adaptive else _ADAM_RATE)},",
+            ")",
+        ),
+        f"Shrinkage a step: matrices lr × {figure(decay)}, all else 0.",
+        {
+            "do": "train",
+            "optimizer": "AdamW",
+            "weight_decay": decay,
+            "rate": lr if case.adaptive else _ADAM_RATE,
+        },
+    )
+
+
+def optimize_all(case: Case) -> Remedy | None:
+    """Give the optimizer the parameters that it was not given."""
+    blamed = list(case.finding.parameters)
+    missing = blamed or [item.name for item in case.run.parameters if item.trained and item.group is None]
+    if not missing:
+        return None
+    return Remedy(
+        "code",
+        f"Give the optimizer {'the parameter' if len(missing) == 1 else 'the parameters'} {some(missing)}",
+        f"{len(missing)} trainable {'parameter is' if len(missing) == 1 else 'parameters are'} in no "
+        "parameter "
+        "group, so nothing ever updates them. Usual cause: the optimizer was made before the layer was, or "
+        "from "
+        "a part of the model.",
+        block(
+            f"names = {name_list(missing)}",
+            "known = {id(p) for group in optimizer.param_groups for p in group['params']}",
+            "forgotten = [model.get_parameter(name) for name in names]",
+            'optimizer.add_param_group({"params": [p for p in forgotten if id(p) not in known]})',
+        ),
+        f"Update ratio of {some(missing)} 0 → that of the others"
+        + (f", {figure(case.update_ratio)}." if case.update_ratio else "."),
+        {"do": "train", "all_parameters": True},
+    )
+
+
+def freeze(case: Case) -> Remedy | None:
+    """Freeze what is not to be trained."""
+    names = list(case.finding.parameters)
+    if not names:
+        return None
+    return Remedy(
+        "code",
+        f"Or freeze {some(names)}, if that is what you want",
+        "A parameter that needs no training should say so: it then costs neither memory for a gradient nor "
+        "doubt.",
+        block(
+            f"for name in {name_list(names)}:",
+            "    model.get_parameter(name).requires_grad_(False)",
+        ),
+        f"{len(names)} fewer trainable parameters; training itself does not change.",
+        {"do": "freeze", "parameters": names},
+    )

@@ -31,7 +31,9 @@ def standardize(images: Tensor, like: Tensor) -> Tensor:
     return (images - mean) / deviation
 
 
-def split_digits(seed: int, standardized: bool = True, test_size: int = 360) -> tuple[TensorDataset, TensorDataset]:
+def split_digits(
+    seed: int, standardized: bool = True, test_size: int = 360
+) -> tuple[TensorDataset, TensorDataset]:
     """Return the digits, shuffled by `seed`, as a training and a test set."""
     images, labels = digits()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))

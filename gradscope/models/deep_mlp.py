@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
 from gradscope.models.choices import check_choice, check_number, check_whole
 from gradscope.models.initialization import SCHEMES, initialize
-from gradscope.models.optimizers import OPTIMIZERS
-from gradscope.models.pretraining import pretrain_layer_by_layer
+from gradscope.models.named_optimizers import OPTIMIZERS
+from gradscope.models.pretraining import pretrain_layers
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -62,7 +64,7 @@ class DeepMLP(pl.LightningModule):
     residual: adds each layer's input to its output wherever the shapes agree; the branch is scaled by
     1/√depth, which keeps the sum's variance bounded at any depth (Hayou 2021). momentum: of "momentum" and
     "moving-average", and the first beta of Adam. clip_norm, clip_value: limits of the gradient's total norm
-    or of its entries. pretraining_epochs: epochs that each hidden layer first learns as an autoencoder of
+    or of its entries. pretraining_steps: steps that each hidden layer first learns as an autoencoder of
     the layers below (Bengio 2007), when `Trainer.fit` begins. ValueError: an option that cannot work.
     """
 
@@ -83,7 +85,7 @@ class DeepMLP(pl.LightningModule):
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
         clip_value: float | None = None,
-        pretraining_epochs: int = 0,
+        pretraining_steps: int = 0,
         inputs: int = 64,
         outputs: int = 10,
         task: str = "classification",
@@ -93,7 +95,7 @@ class DeepMLP(pl.LightningModule):
         _check(self.hparams)
         sizes = [inputs] + [width] * depth
         self.hidden = nn.Sequential()
-        for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+        for fan_in, fan_out in pairwise(sizes):
             linear = nn.Linear(fan_in, fan_out)
             initialize(linear, initialization, gain, bias)
             skip = depth**-0.5 if residual and fan_in == fan_out else 0.0
@@ -106,7 +108,7 @@ class DeepMLP(pl.LightningModule):
         return self.output(self.hidden(x.flatten(1)))  # type: ignore[no-any-return]
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the mean cross-entropy (nats) of a classification, the mean squared error of a regression."""
+        """Return the mean cross-entropy in nats, or for a regression the mean squared error."""
         if self.hparams["task"] == "classification":
             return functional.cross_entropy(output, target)
         return functional.mse_loss(output, target.reshape(output.shape))
@@ -150,10 +152,12 @@ class DeepMLP(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Pre-train the hidden layers, if asked to, before anything else of the training begins."""
-        epochs = self.hparams["pretraining_epochs"]
-        if stage == "fit" and epochs:
+        steps = self.hparams["pretraining_steps"]
+        if stage == "fit" and steps:
             self.trainer.fit_loop.setup_data()
-            pretrain_layer_by_layer(self.hidden, self.trainer.train_dataloader, epochs)
+            data = torch.cat([x.flatten(1) for x, _ in self.trainer.train_dataloader])
+            activation = ACTIVATIONS[self.hparams["activation"]]()
+            pretrain_layers([layer.linear for layer in self.hidden], activation, data, steps)
 
 
 def _check(options: Mapping[str, Any]) -> None:
@@ -165,7 +169,7 @@ def _check(options: Mapping[str, Any]) -> None:
     check_choice("task", options["task"], TASKS)
     for name in ("depth", "width", "inputs", "outputs"):
         check_whole(name, options[name])
-    check_whole("pretraining_epochs", options["pretraining_epochs"], smallest=0)
+    check_whole("pretraining_steps", options["pretraining_steps"], smallest=0)
     for name in ("dropout", "momentum"):
         check_number(name, options[name], "[0, 1)")
     for name in ("gain", "learning_rate", "weight_decay"):
@@ -174,3 +178,5 @@ def _check(options: Mapping[str, Any]) -> None:
         if options[name] is not None:
             check_number(name, options[name], "(0, inf)")
     check_number("bias", options["bias"])
+    if options["pretraining_steps"] and (options["normalization"] != "none" or options["residual"]):
+        raise ValueError('pretraining_steps works with normalization="none" and residual=False only')

@@ -56,7 +56,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     for items in deep:
         rho = profile.gradient_profile(run, items)
         limit = profile.allowance(items, settings.exploding_ratio, settings)
-        stretch = profile.lasting_trend(run, rho, -limit, settings)
+        stretch = profile.gradient_trend(run, items, -limit, outcome(run, settings).progress == "trains", settings)
         if stretch is not None:
             return _over_depth(run, items, rho, stretch, settings)
     return None
@@ -103,13 +103,13 @@ def _over_depth(
 
 def _recurrent(run: Run, settings: Settings) -> Finding | None:
     """Find gradients that explode through time: over the other layers', or in bursts."""
-    recurrent = [item for item in architecture.weight_layers(run) if item.layer.role == "recurrent"]
+    items = architecture.weight_layers(run)
+    recurrent = [item for item in items if item.layer.role == "recurrent"]
     if not recurrent:
         return None
     loss = outcome(run, settings)
     if loss.progress == "trains":
         return None
-    items = architecture.weight_layers(run)
     values = profile.gradient_profile(run, items).values
     inside = [index for index, item in enumerate(items) if item in recurrent]
     outside = [index for index, item in enumerate(items) if item not in recurrent]

@@ -59,9 +59,9 @@ class Settings:
     stuck_share: float = option(0.1, "a loss that fell by less than this share shows one that doesn't")
     chance_share: float = option(0.9, "a loss above this share of a constant guess's loss is a guess")
     dead_share: float = option(
-        0.5,
+        0.7,
         "share of never-active units in a layer that is too many",
-        "healthy: up to 0.29 at width 32, depth 30",
+        "healthy: up to 0.29 at width 32, depth 30; 0.5 where all inputs look alike to a deep layer",
     )
     saturated_share: float = option(
         0.5, "share of saturated units in a layer that is too many", "DeepDiagnosis 2022"

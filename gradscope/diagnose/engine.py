@@ -15,47 +15,69 @@ _SIGNAL = ("vanishing-signal", "exploding-signal")
 _GRADIENT = ("vanishing-gradient", "exploding-gradient")
 _UNITS = ("dead-units", "saturated-activation")
 _STANDSTILL = ("zero-gradient", "learning-rate-too-low", "epsilon-floor", "rank-collapse")
+_START = ("symmetric-weights", "poor-initialization")
 _BLOW_UP = ("non-finite", "loss-divergence")
 
-# What follows from what. The order is a physician's: code, data, initialisation, settings of the optimizer, then
-# the mechanisms by which they do harm, then symptoms. A finding is folded under the first of these that can cause it.
+# What accounts for what. The order is a physician's: code and data, settings of the optimizer, then the mechanisms
+# by which harm is done, then symptoms. A finding is folded under the first of these that can account for it. A
+# mechanism names the initialisation in its cause, so poor-initialization stands alone only where none shows.
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
-    "missing-gradient": ("learning-rate-too-low",),
+    "missing-gradient": ("not-optimized", "learning-rate-too-low"),
     "not-optimized": ("learning-rate-too-low",),
-    "output-mismatch": (*_STANDSTILL, "vanishing-gradient", "learning-rate-too-high", "loss-divergence"),
+    "output-mismatch": (
+        *_STANDSTILL,
+        *_START,
+        "vanishing-gradient",
+        "learning-rate-too-high",
+        "loss-divergence",
+    ),
     "gradient-not-zeroed": ("learning-rate-too-high", *_UNITS, *_SIGNAL, *_GRADIENT, *_STANDSTILL, *_BLOW_UP),
-    "unscaled-input": ("learning-rate-too-high", *_UNITS, *_SIGNAL, *_GRADIENT, *_STANDSTILL, *_BLOW_UP),
-    "symmetric-weights": ("poor-initialization", *_SIGNAL, *_GRADIENT, *_UNITS, *_STANDSTILL),
-    "poor-initialization": (
+    "unscaled-input": (
+        "learning-rate-too-high",
+        *_UNITS,
         *_SIGNAL,
         *_GRADIENT,
-        *_UNITS,
         *_STANDSTILL,
         *_BLOW_UP,
-        "learning-rate-too-high",
-        "attention-collapse",
+        *_START,
     ),
     "degenerate-normalization": (*_SIGNAL, *_GRADIENT, *_STANDSTILL),
-    "excessive-weight-decay": (*_SIGNAL, "vanishing-gradient", "dead-units", *_STANDSTILL),
+    "excessive-weight-decay": (
+        *_SIGNAL,
+        "vanishing-gradient",
+        *_UNITS,
+        *_STANDSTILL,
+        "learning-rate-too-high",
+    ),
     "over-clipping": ("learning-rate-too-low", "epsilon-floor"),
     "gradient-underflow": _STANDSTILL,
-    "learning-rate-too-high": (*_UNITS, *_SIGNAL, *_GRADIENT, "attention-collapse", *_STANDSTILL, *_BLOW_UP),
-    "exploding-signal": ("saturated-activation", *_GRADIENT, "learning-rate-too-high", *_BLOW_UP),
+    "learning-rate-too-high": (
+        *_UNITS,
+        *_SIGNAL,
+        *_GRADIENT,
+        *_STANDSTILL,
+        *_BLOW_UP,
+        "attention-collapse",
+        "degenerate-normalization",
+    ),
     "ineffective-clipping": ("exploding-gradient", *_BLOW_UP),
-    "saturated-activation": ("vanishing-gradient", *_STANDSTILL),
-    "vanishing-signal": ("vanishing-gradient", "dead-units", *_STANDSTILL),
-    "dead-units": ("vanishing-signal", "vanishing-gradient", *_STANDSTILL),
+    "saturated-activation": (*_GRADIENT, *_STANDSTILL, *_START, "learning-rate-too-high"),
+    "dead-units": (*_SIGNAL, "vanishing-gradient", *_STANDSTILL, *_START),
+    "exploding-gradient": ("exploding-signal", "learning-rate-too-high", *_UNITS, *_BLOW_UP, *_START),
+    "exploding-signal": (*_GRADIENT, *_UNITS, "learning-rate-too-high", *_BLOW_UP, *_START),
+    "vanishing-gradient": ("vanishing-signal", *_STANDSTILL, *_START),
+    "vanishing-signal": ("dead-units", *_STANDSTILL, *_START),
+    "zero-gradient": ("learning-rate-too-low", "epsilon-floor", "dead-units", *_SIGNAL, *_START),
+    "symmetric-weights": ("poor-initialization", *_SIGNAL, *_GRADIENT, *_UNITS, *_STANDSTILL),
+    "poor-initialization": (*_STANDSTILL, *_BLOW_UP, "learning-rate-too-high"),
     "attention-collapse": ("vanishing-gradient", "rank-collapse"),
-    "exploding-gradient": ("dead-units", *_BLOW_UP),
-    "vanishing-gradient": _STANDSTILL,
-    "zero-gradient": ("learning-rate-too-low", "epsilon-floor"),
-    "non-finite": ("loss-divergence", "zero-gradient", "missing-gradient"),
+    "non-finite": ("loss-divergence", "zero-gradient", "missing-gradient", "learning-rate-too-high"),
     "rank-collapse": (),
     "epsilon-floor": ("learning-rate-too-low",),
-    "learning-rate-too-low": (),
+    "learning-rate-too-low": ("rank-collapse",),
     "loss-divergence": (),
 }
-# These act through updates, so nothing that is there at the first step follows from them.
+# These act through updates, so nothing that was there before them follows from them.
 BY_UPDATES = ("learning-rate-too-high", "excessive-weight-decay", "gradient-not-zeroed", "over-clipping")
 
 
@@ -86,26 +108,25 @@ def diagnose(run: Run, settings: Settings | None = None, rules: Sequence[Rule] =
 
 def fold(findings: Sequence[Finding]) -> list[Finding]:
     """Name in each finding the root that it follows from, if that was found too."""
-    by_rule = {finding.rule: finding for finding in findings}
-    return [replace(finding, caused_by=_root(finding, by_rule)) for finding in findings]
+    found = {finding.rule: finding for finding in findings}
+    causes: dict[str, str] = {}
+    for cause, consequences in CONSEQUENCES.items():
+        for rule in consequences:
+            both = cause in found and rule in found and rule not in causes
+            if both and _root(cause, causes) != rule and _can_cause(found[cause], found[rule]):
+                causes[rule] = cause
+    roots = {rule: _root(rule, causes) for rule in found}
+    return [
+        replace(finding, caused_by=roots[finding.rule] if finding.rule in causes else None)
+        for finding in findings
+    ]
 
 
-def _root(finding: Finding, found: dict[str, Finding]) -> str | None:
-    """Follow the causes of a finding up to one that has none."""
-    root, current = None, finding
-    seen = {finding.rule}
-    while (cause := _cause(current, found)) is not None and cause not in seen:
-        seen.add(cause)
-        root, current = cause, found[cause]
-    return root
-
-
-def _cause(finding: Finding, found: dict[str, Finding]) -> str | None:
-    for rule, consequences in CONSEQUENCES.items():
-        cause = found.get(rule)
-        if finding.rule in consequences and cause is not None and _can_cause(cause, finding):
-            return rule
-    return None
+def _root(rule: str, causes: dict[str, str]) -> str:
+    """Follow the causes of a rule up to one that has none."""
+    while rule in causes:
+        rule = causes[rule]
+    return rule
 
 
 def _can_cause(cause: Finding, finding: Finding) -> bool:
@@ -113,21 +134,18 @@ def _can_cause(cause: Finding, finding: Finding) -> bool:
     serious = SEVERITIES.index(cause.severity) <= SEVERITIES.index(finding.severity)
     if cause.rule in BY_UPDATES:
         return serious and cause.first_step < finding.first_step
-    return serious and cause.first_step <= max(finding.first_step, _head_start(cause))
-
-
-def _head_start(cause: Finding) -> int:
-    """Return by when a consequence may have been seen before its cause: a tenth of the cause's stretch."""
-    return cause.first_step + (cause.last_step - cause.first_step) // 10
+    # What a statistic shows at once, another may show a little later.
+    slack = (cause.last_step - cause.first_step) // 10
+    return serious and cause.first_step <= finding.first_step + slack
 
 
 def rank(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """Order findings: roots before consequences, the severe before the mild, causes before symptoms."""
     order = list(CONSEQUENCES)
 
-    def key(finding: Finding) -> tuple[int, int, int, str]:
+    def key(finding: Finding) -> tuple[int, bool, int]:
         place = order.index(finding.rule) if finding.rule in order else len(order)
-        return (SEVERITIES.index(finding.severity), finding.caused_by is not None, place, finding.rule)
+        return (SEVERITIES.index(finding.severity), finding.caused_by is not None, place)
 
     ordered = sorted(findings, key=key)
     return tuple(replace(finding, rank=number) for number, finding in enumerate(ordered, start=1))

@@ -67,13 +67,14 @@ def _profile(items: tuple[WeightLayer, ...], values: Array) -> Profile:
 
 def deep_networks(run: Run, settings: Settings) -> list[tuple[WeightLayer, ...]]:
     """Return the networks that are deep enough for a profile; Undecided if there is none."""
-    deep = [
-        items
-        for items in networks(run)
-        if len(items) >= settings.shallowest and len(set(places(items))) >= settings.shallowest
-    ]
+    deep = [items for items in networks(run) if len(set(places(items))) >= settings.shallowest]
     require(deep, f"no network of at least {settings.shallowest} weight layers in a row")
     return deep
+
+
+def has_depth(run: Run, settings: Settings) -> bool:
+    """Say whether a network is deep enough for a profile."""
+    return any(len(set(places(items))) >= settings.shallowest for items in networks(run))
 
 
 def allowance(items: tuple[WeightLayer, ...], ratio: float, settings: Settings) -> float:

@@ -27,14 +27,15 @@ Bengio et al. 1994; Pascanu et al. 2013; Hanin 2018; Yang et al. 2019.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from gradscope.diagnose import architecture, profile
+from gradscope.diagnose.backward_signal import find, finding
 from gradscope.diagnose.outcome import outcome, severity
-from gradscope.diagnose.rule import Undecided
-from gradscope.diagnose.series import Stretch, column, log, longest_stretch, median, require_steps, typical
-from gradscope.diagnose.wording import explain_gain, present
+from gradscope.diagnose.series import column, log, longest_stretch, median, require_steps
+from gradscope.diagnose.wording import present
 from gradscope.records import Finding, Run
 from gradscope.settings import Settings
 
@@ -47,58 +48,20 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     found = _recurrent(run, settings)
     if found is not None:
         return found
-    try:
-        deep = profile.deep_networks(run, settings)
-    except Undecided:
-        if any(layer.role == "recurrent" for layer in run.layers):
-            return None
-        raise
-    for items in deep:
-        rho = profile.gradient_profile(run, items)
-        limit = profile.allowance(items, settings.exploding_ratio, settings)
-        stretch = profile.gradient_trend(run, items, -limit, outcome(run, settings).progress == "trains", settings)
-        if stretch is not None:
-            return _over_depth(run, items, rho, stretch, settings)
-    return None
-
-
-def _over_depth(
-    run: Run,
-    items: tuple[architecture.WeightLayer, ...],
-    rho: profile.Profile,
-    stretch: Stretch,
-    settings: Settings,
-) -> Finding:
-    signal = profile.signal_profile(run, items)
-    gain, rho_gain = 1.0 / profile.gain(signal.trend, stretch), 1.0 / profile.gain(rho.trend, stretch)
-    levels = typical(rho.values, stretch.rows)
-    worst = [
-        item
-        for item, level in zip(items, levels, strict=True)
-        if level > np.nanmin(levels) + math.log(settings.exploding_ratio)
-    ] or [items[0]]
+    if any(layer.role == "recurrent" for layer in run.layers) and not profile.has_depth(run, settings):
+        return None
     loss = outcome(run, settings)
-    ratio = math.exp(-float(np.nanmedian(rho.rise[stretch.rows])))
-    return Finding(
-        NAME,
-        severity(loss, stretch.ongoing),
-        f"The gradient grows {rho_gain:.3g}-fold at each layer towards the input: {items[0].layer.name} gets "
-        f"{ratio:.1e} times what {items[-1].layer.name} gets.",
-        architecture.names(worst),
-        architecture.weights(worst),
-        stretch.first_step,
-        stretch.last_step,
-        explain_gain(run, items, gain, settings),
-        present(
-            gain_per_layer=gain,
-            predicted_gain=profile.predicted_gain(run, items),
-            rho_gain=rho_gain,
-            ratio_first_to_last=ratio,
-            **profile.initialization_evidence(run, items),
-            **_norms(run),
-            loss_improvement=loss.improvement,
-        ),
+    trend = find(run, loss, settings, grows=True)
+    if trend is None:
+        return None
+    first, last = trend.items[0].layer.name, trend.items[-1].layer.name
+    gain = trend.ratio ** (1 / max(1, trend.span))
+    message = (
+        f"The gradient grows {gain:.3g}-fold at each layer towards the input: {first} gets {trend.ratio:.1e} times "
+        f"what {last} gets."
     )
+    found = finding(NAME, run, trend, loss, message, settings)
+    return replace(found, evidence={**found.evidence, **_norms(run)})
 
 
 def _recurrent(run: Run, settings: Settings) -> Finding | None:

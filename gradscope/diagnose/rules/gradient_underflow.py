@@ -76,9 +76,7 @@ def _underflows(run: Run, item: ParameterInfo, settings: Settings) -> bool:
     scale = np.nan_to_num(column(run, "amp_scale"), nan=1.0)
     size = run.parameter_table("gradient_rms")[item.name].to_numpy() * scale
     with np.errstate(invalid="ignore"):
-        return mostly(
-            (zero > settings.underflow_share) & (zero < 1) & (size < 10 * SMALLEST_HALF), 0.5
-        )
+        return mostly((zero > settings.underflow_share) & (zero < 1) & (size < 10 * SMALLEST_HALF), 0.5)
 
 
 def _stands_still(run: Run, item: ParameterInfo) -> bool:

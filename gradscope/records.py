@@ -232,19 +232,27 @@ class Run:
 
     def layer_table(self, column: str) -> pd.DataFrame:
         """Return one statistic: recorded steps down, layers in execution order across, NaN if absent."""
-        names = [layer.name for layer in self.layers]
-        return self._table(self.layer_statistics, "layer", names, column)
+        return self._table(self.layer_statistics, self._layer_places, column)
 
     def parameter_table(self, column: str) -> pd.DataFrame:
         """Return one statistic: recorded steps down, parameters in model order across, NaN if absent."""
-        names = [parameter.name for parameter in self.parameters]
-        return self._table(self.parameter_statistics, "parameter", names, column)
+        return self._table(self.parameter_statistics, self._parameter_places, column)
 
-    def _table(self, statistics: pd.DataFrame, key: str, names: list[str], column: str) -> pd.DataFrame:
-        if (key, column) not in self._tables:
-            table = _pivot(statistics, key, names, column, self.steps["step"].to_numpy())
-            self._tables[key, column] = table
-        return self._tables[key, column]
+    def _table(self, statistics: pd.DataFrame, places: _Places, column: str) -> pd.DataFrame:
+        key = (str(places.names.name), column)
+        if key not in self._tables:
+            self._tables[key] = _pivot(statistics, places, column)
+        return self._tables[key]
+
+    @cached_property
+    def _layer_places(self) -> _Places:
+        names = [layer.name for layer in self.layers]
+        return _places(self.layer_statistics, "layer", names, self.steps)
+
+    @cached_property
+    def _parameter_places(self) -> _Places:
+        names = [parameter.name for parameter in self.parameters]
+        return _places(self.parameter_statistics, "parameter", names, self.steps)
 
     @cached_property
     def _layers_by_name(self) -> dict[str, LayerInfo]:
@@ -255,20 +263,38 @@ class Run:
         return {parameter.name: parameter for parameter in self.info.parameters}
 
 
-def _pivot(
-    statistics: pd.DataFrame, key: str, names: list[str], column: str, steps: np.ndarray
-) -> pd.DataFrame:
-    """Spread a tidy column into (steps, names); rows for unknown steps or names are left out."""
+@dataclass(frozen=True)
+class _Places:
+    """Where the rows of a tidy table go in its (steps, names) form: found once, used for every statistic."""
+
+    steps: pd.Index
+    names: pd.Index
+    known: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+
+
+def _places(statistics: pd.DataFrame, key: str, names: list[str], steps: pd.DataFrame) -> _Places:
+    """Find the place of each row; rows for unknown steps or names have none."""
+    import pandas as pd
+
+    index = pd.Index(steps["step"].to_numpy(), name="step")
+    rows = index.get_indexer(pd.Index(statistics["step"]))
+    columns = pd.Categorical(statistics[key], categories=names).codes
+    known = (rows >= 0) & (columns >= 0)
+    return _Places(index, pd.Index(names, name=key), known, rows[known], columns[known])
+
+
+def _pivot(statistics: pd.DataFrame, places: _Places, column: str) -> pd.DataFrame:
+    """Spread a tidy column into (steps, names), NaN where nothing was recorded."""
     import numpy as np
     import pandas as pd
 
-    grid = np.full((len(steps), len(names)), np.nan)
-    if column in statistics and len(statistics) and len(steps):
-        rows = pd.Index(steps).get_indexer(pd.Index(statistics["step"]))
-        keys = pd.Categorical(statistics[key], categories=names).codes
-        known = (rows >= 0) & (keys >= 0)
-        grid[rows[known], keys[known]] = statistics[column].to_numpy(dtype="float64")[known]
-    return pd.DataFrame(grid, index=pd.Index(steps, name="step"), columns=pd.Index(names, name=key))
+    grid = np.full((len(places.steps), len(places.names)), np.nan)
+    if column in statistics:
+        values = statistics[column].to_numpy(dtype="float64")
+        grid[places.rows, places.columns] = values[places.known]
+    return pd.DataFrame(grid, index=places.steps, columns=places.names)
 
 
 @dataclass(frozen=True)
@@ -338,3 +364,68 @@ class Report:
     findings: tuple[Finding, ...] = ()
     not_checked: tuple[NotChecked, ...] = ()
     evidence: tuple[Evidence, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One short training of the patient, with a remedy or without, from one seed.
+
+    losses: one a step; initial and final are in the loss's own unit, improvement the share of the patient's
+    initial loss that was removed, in [-1, 1]; rules: what the run was found to suffer from, at warning or
+    above; run: the recorded run's directory; failure: why nothing was measured, "" otherwise.
+    """
+
+    seed: int
+    losses: tuple[float, ...] = ()
+    initial: float = float("nan")
+    final: float = float("nan")
+    improvement: float = float("nan")
+    seconds_per_step: float = float("nan")
+    rules: tuple[str, ...] = ()
+    evidence: Mapping[str, float] = field(default_factory=dict)
+    run: str = ""
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A remedy with what it did: the mean paired difference in improvement to the untreated patient, its 95 %
+    interval over seeds, and the cost of a step relative to the patient's. outcome: "helps", "harms",
+    "no clear effect" or "not tried"."""
+
+    remedy: Remedy
+    trials: tuple[Trial, ...]
+    improvement: float
+    gained: float
+    low: float
+    high: float
+    cost: float
+    outcome: str
+    cured: tuple[str, ...] = ()
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """A patient, untreated and under each remedy, ranked by measured effect.
+
+    verdict: "repaired" (some remedy helps), "not ill" (it trains well and nothing helps) or "not repaired".
+    combination: the two best together, if there were two. complete: False if the time limit came first.
+    """
+
+    path: Path
+    patient: tuple[Trial, ...]
+    findings: tuple[Finding, ...]
+    effects: tuple[Effect, ...]
+    combination: Effect | None
+    verdict: str
+    steps: int
+    seeds: int
+    complete: bool
+
+    @property
+    def winner(self) -> Effect | None:
+        """Return the best effect that helps, the combination included; None if nothing helps."""
+        tried = [*self.effects, *([self.combination] if self.combination else [])]
+        helping = [effect for effect in tried if effect.outcome == "helps"]
+        return max(helping, key=lambda effect: effect.gained, default=None)

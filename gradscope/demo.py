@@ -1,4 +1,4 @@
-"""Train the catalogue's programs under observation, and write a report each and an index page."""
+"""Train the catalogue's programs under observation; write a report of each, and an index page."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,16 +19,22 @@ from rich.table import Table
 
 from gradscope.errors import GradscopeError
 from gradscope.examine import examine
-from gradscope.models import PROGRAMS
-from gradscope.models.programs import Program, Training
+from gradscope.models import PROGRAMS, Program, Training
+from gradscope.present import gallery, html, wording
 from gradscope.pytorch_lightning import GradScope
 from gradscope.records import Finding, Report
 from gradscope.store import read_run
 
+OnStep = Callable[[int, int], None]  # called with the steps done and the steps in all
+
+
+def _ignore(done: int, total: int) -> None:
+    """Show nothing of a step."""
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """A program, the report on its run, its accuracy on the test images, and how long it all took."""
+    """A program, the report on its run, its accuracy on the test images, and the seconds it took."""
 
     program: Program
     report: Report
@@ -37,70 +44,161 @@ class Outcome:
     @property
     def found(self) -> Finding | None:
         """Return the finding ranked first, None if there is none at warning or above."""
-        return next((item for item in self.report.findings if item.severity != "note"), None)
+        return next((finding for finding in self.report.findings if finding.severity != "note"), None)
 
     @property
     def as_expected(self) -> bool:
-        """Return whether the verdict and the first finding are the ones that the catalogue names."""
-        expected = "healthy" if self.program.finding is None else "ailing"
+        """Return whether the verdict and the first finding are those that the catalogue names."""
+        expected = "ailing" if self.program.finding else "healthy"
         found = self.found.rule if self.found else None
         return (self.report.verdict, found) == (expected, self.program.finding)
 
 
-def train(
-    training: Training, run_dir: Path, on_step: Callable[[], None] = lambda: None
-) -> tuple[Path, float]:
-    """Fit and test under observation; return the recorded run's path and the test accuracy."""
-    scope = GradScope(run_dir=str(run_dir), verbose=False)
-    trainer = _quiet_trainer(training.steps, [scope, _Ticker(on_step)])
-    with _quiet():
-        trainer.fit(training.model, training.train)
-        accuracy = trainer.test(training.model, training.test, verbose=False)[0]["test_accuracy"]
-    assert scope.run_path is not None
-    return scope.run_path, accuracy
+def run_demos(names: Sequence[str], output: Path, console: Console, seed: int = 0) -> list[Outcome]:
+    """Train programs (all if no name is given), write their pages into a folder, show the verdicts.
+
+    GradscopeError: a name that is not in the catalogue.
+    """
+    programs = [find_program(name) for name in names] or list(PROGRAMS.values())
+    outcomes = []
+    with _progress(console) as progress:
+        for program in programs:
+            outcome = _run_shown(program, output, seed, progress)
+            (output / f"{program.name}.html").write_text(html.render(outcome.report), encoding="utf-8")
+            outcomes.append(outcome)
+    (output / "index.html").write_text(index_page(outcomes), encoding="utf-8")
+    console.print(verdict_table(outcomes))
+    console.print(f"reports: {output / 'index.html'}", soft_wrap=True)
+    return outcomes
 
 
-def run_program(
-    program: Program, run_dir: Path, seed: int = 0, on_step: Callable[[], None] = lambda: None
-) -> Outcome:
+def find_program(name: str) -> Program:
+    """Return a program of the catalogue; GradscopeError if there is none of this name."""
+    if name in PROGRAMS:
+        return PROGRAMS[name]
+    close = get_close_matches(name, PROGRAMS, n=1)
+    hint = f", did you mean {close[0]}?" if close else ""
+    raise GradscopeError(f"there is no demo {name!r}{hint}; `gradscope demo --list` lists all")
+
+
+def run_program(program: Program, run_dir: Path, seed: int = 0, on_step: OnStep = _ignore) -> Outcome:
     """Train a program, and examine what was recorded."""
     started = perf_counter()
     path, accuracy = train(program.build(seed), run_dir, on_step)
     return Outcome(program, examine(read_run(path)), accuracy, perf_counter() - started)
 
 
-class _Ticker(pl.Callback):
-    """Tell of every step."""
-
-    def __init__(self, on_step: Callable[[], None]):
-        self.on_step = on_step
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.on_step()
-
-
-def _quiet_trainer(steps: int, callbacks: list[pl.Callback]) -> pl.Trainer:
-    with _quiet():
-        return pl.Trainer(
+def train(training: Training, run_dir: Path, on_step: OnStep = _ignore) -> tuple[Path, float]:
+    """Fit and test under observation; return the recorded run's path and the accuracy on the test images."""
+    scope = GradScope(run_dir=str(run_dir), verbose=False)
+    with _quiet_lightning():
+        trainer = pl.Trainer(
             accelerator="cpu",
-            max_steps=steps,
-            callbacks=callbacks,
+            max_steps=training.steps,
+            callbacks=[scope, _EachStep(on_step)],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        trainer.fit(training.model, training.train)
+        scores = trainer.test(training.model, training.test, verbose=False)
+    assert scope.run_path is not None, "training has begun"
+    return scope.run_path, scores[0]["test_accuracy"]
+
+
+class _EachStep(pl.Callback):
+    """Call a function after every step."""
+
+    def __init__(self, on_step: OnStep):
+        self._on_step = on_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._on_step(trainer.global_step, int(trainer.max_steps))
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's advice on data loaders and hardware off the terminal."""
-    log = logging.getLogger("pytorch_lightning")
-    level = log.level
-    log.setLevel(logging.ERROR)
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's advice about data loaders, hardware and its products off the terminal."""
+    logs = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", justify="right"),
+        BarColumn(),
+        TextColumn("{task.completed} steps  [dim]{task.fields[remark]}"),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+def _run_shown(program: Program, output: Path, seed: int, progress: Progress) -> Outcome:
+    task = progress.add_task(program.name, total=None, remark="")
+
+    def show(done: int, total: int) -> None:
+        progress.update(task, completed=done, total=total)
+
+    outcome = run_program(program, output / "runs" / program.name, seed, show)
+    progress.update(task, remark=_remark(outcome))
+    return outcome
+
+
+def _remark(outcome: Outcome) -> str:
+    return outcome.found.rule if outcome.found else outcome.report.verdict
+
+
+def verdict_table(outcomes: Sequence[Outcome]) -> Table:
+    """Return the verdicts as a table for the terminal."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for heading in ("program", "verdict", "first finding", "since step", "expected", ""):
+        table.add_column(heading)
+    table.add_column("test accuracy", justify="right")
+    for outcome in outcomes:
+        found, colour = outcome.found, "red" if outcome.report.verdict == "ailing" else "green"
+        table.add_row(
+            outcome.program.name,
+            f"[{colour}]{outcome.report.verdict}",
+            found.rule if found else "–",
+            f"{found.first_step}" if found else "",
+            outcome.program.finding or "–",
+            "[green]✓" if outcome.as_expected else "[bold red]✗",
+            wording.percent(outcome.accuracy),
+        )
+    return table
+
+
+def index_page(outcomes: Sequence[Outcome]) -> str:
+    """Return the index page of the reports, which lie beside it."""
+    right = sum(outcome.as_expected for outcome in outcomes)
+    rooms: dict[str, list[gallery.Exhibit]] = {"Ailing programs": [], "Healthy programs": []}
+    for outcome in outcomes:
+        rooms["Ailing programs" if outcome.program.finding else "Healthy programs"].append(_exhibit(outcome))
+    lead = (
+        "Each program was trained for real under observation, most on scikit-learn's handwritten digits. "
+        f"gradscope's verdict and first finding were the expected ones for {right} of {len(outcomes)}."
+    )
+    return gallery.render("Demo programs", lead, rooms)
+
+
+def _exhibit(outcome: Outcome) -> gallery.Exhibit:
+    program = outcome.program
+    return gallery.Exhibit(
+        program.name,
+        program.summary,
+        f"{program.name}.html",
+        program.finding,
+        outcome.as_expected,
+        outcome.accuracy,
+        outcome.report,
+    )

@@ -155,9 +155,10 @@ class DeepMLP(pl.LightningModule):
         steps = self.hparams["pretraining_steps"]
         if stage == "fit" and steps:
             self.trainer.fit_loop.setup_data()
-            data = torch.cat([x.flatten(1) for x, _ in self.trainer.train_dataloader])
-            activation = ACTIVATIONS[self.hparams["activation"]]()
-            pretrain_layers([layer.linear for layer in self.hidden], activation, data, steps)
+            batches: Any = self.trainer.train_dataloader
+            data = torch.cat([x.flatten(1) for x, _ in batches])
+            linears = [module for module in self.hidden.modules() if isinstance(module, nn.Linear)]
+            pretrain_layers(linears, ACTIVATIONS[self.hparams["activation"]](), data, steps)
 
 
 def _check(options: Mapping[str, Any]) -> None:

@@ -97,7 +97,7 @@ class DetachedHead(nn.Module):
 def _reader(recurrent_deviation: float | None) -> nn.Module:
     """Build a tanh network that reads two pixels at a time: 32 steps of backpropagation through time."""
     reader = Reader("rnn", pixels=2, width=64)
-    weight = reader.recurrent.weight_hh_l0
+    weight = reader.get_parameter("recurrent.weight_hh_l0")
     if recurrent_deviation is None:
         nn.init.orthogonal_(weight)
     else:

@@ -28,7 +28,17 @@ TABLE: dict[str, tuple[set[str], bool, bool]] = {
     "models": (set(), True, True),
 }
 NOUNS = {"columns"}  # as records: anybody may import them
-FRONT_DOORS = {"treat", "callback", "lightning", "pytorch_lightning", "loop", "cli", "demo", "__main__", "__init__"}
+FRONT_DOORS = {
+    "treat",
+    "callback",
+    "lightning",
+    "pytorch_lightning",
+    "loop",
+    "cli",
+    "demo",
+    "__main__",
+    "__init__",
+}
 LIGHTNING_PARTS = {"callback", "demo", "lightning", "pytorch_lightning", "models", "treat"}
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric"}
 

@@ -62,6 +62,13 @@ def consumers(run: Run, name: str) -> list[LayerInfo]:
     return [layer for layer in run.layers if layer.depth == depth + 1]
 
 
+def producers(run: Run, layer: LayerInfo) -> list[LayerInfo]:
+    """Return the layers whose outputs a layer takes; the one that ran before, where connections aren't known."""
+    if connected(run):
+        return [item for item in run.layers if item.name in layer.inputs]
+    return [item for item in run.layers if item.depth == layer.depth - 1]
+
+
 def joined_after(run: Run, layer: LayerInfo) -> bool:
     """Say whether a layer's output is added to another layer's, as at a residual branch's end."""
     return any(len(set(item.inputs)) > 1 for item in consumers(run, layer.name)) or any(
@@ -110,6 +117,8 @@ def output_layers(run: Run) -> tuple[str, ...]:
     told = tuple(str(name) for name in run.info.loss.get("inputs", ()))
     if told:
         return told
+    if not connected(run):
+        return tuple(layer.name for layer in run.layers[-1:])
     taken = {name for layer in run.layers for name in layer.inputs}
     return tuple(layer.name for layer in run.layers if layer.name not in taken)
 

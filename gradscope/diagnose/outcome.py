@@ -20,7 +20,8 @@ Progress = Literal["trains", "slow", "stuck", "unknown"]
 class Outcome:
     """What the loss shows.
 
-    initial, final, best: medians over a few recorded steps at the start, at the end, and the lowest of all.
+    initial, final, best: medians over a few recorded steps at the start (or the first loss, if that is lower:
+    the first updates may have raised it), at the end, and the lowest of all.
     improvement: share of the initial loss that is gone; noise: scatter of neighbouring steps, in the loss's
     unit; chance: the loss of a constant guess where it is known (log C for C balanced classes), else NaN.
     progress: "trains", "slow" (some improvement), "stuck", or "unknown": too few steps, or a loss that
@@ -70,7 +71,7 @@ def _levels(losses: NDArray[np.float64]) -> tuple[float, float, float]:
     tail = max(5, len(losses) // 10)
     window = min(5, len(losses))
     smooth = np.median(np.lib.stride_tricks.sliding_window_view(losses, window), axis=-1)
-    return median(losses[:few]), median(losses[-tail:]), float(smooth.min())
+    return min(float(losses[0]), median(losses[:few])), median(losses[-tail:]), float(smooth.min())
 
 
 def _progress(

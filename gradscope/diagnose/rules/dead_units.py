@@ -27,6 +27,7 @@ import math
 
 import numpy as np
 
+from gradscope.diagnose.architecture import producers
 from gradscope.diagnose.outcome import outcome, severity
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import longest_stretch, median, require_steps
@@ -47,7 +48,11 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         str(name): longest_stretch(shares[:, index] > settings.dead_share, run, settings.patience)
         for index, name in enumerate(table.columns)
     }
-    dying = {name: stretch for name, stretch in stretches.items() if stretch is not None and stretch.ongoing}
+    dying = {
+        name: stretch
+        for name, stretch in stretches.items()
+        if stretch is not None and stretch.ongoing and not _behind_zero_weights(run, name)
+    }
     if not dying:
         return None
     start = min(dying, key=lambda name: (dying[name].first_row, run.layer(name).depth))
@@ -62,9 +67,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         severity(loss),
         f"In {listed(layers)} {worst[start]:.0%} of the units of {start} are never active, for any sample.",
         tuple(layers),
-        tuple(
-            name for layer in layers for source in run.layer(layer).inputs for name in _weights(run, source)
-        ),
+        tuple(weight for name in layers for weight in _sources(run, name)),
         first.first_step,
         max(item.last_step for item in dying.values()),
         _cause(at_start, before, first.first_step),
@@ -75,6 +78,19 @@ def detect(run: Run, settings: Settings) -> Finding | None:
             update_ratio_before=before,
             loss_improvement=loss.improvement,
         ),
+    )
+
+
+def _behind_zero_weights(run: Run, name: str) -> bool:
+    """Say whether a layer is silent because the weights before it started at zero, which is another ailment."""
+    own = _weights(run, name) or _sources(run, name)
+    return bool(own) and all(run.parameter(weight).initial.get("absmax") == 0 for weight in own)
+
+
+def _sources(run: Run, name: str) -> tuple[str, ...]:
+    """Return the weights whose output a layer rectifies."""
+    return tuple(
+        weight for source in producers(run, run.layer(name)) for weight in _weights(run, source.name)
     )
 
 

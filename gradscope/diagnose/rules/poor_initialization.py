@@ -94,7 +94,8 @@ def _factor(run: Run, item: WeightLayer) -> float:
     if not plain or activation is None or not theory.known(activation) or not item.layer.fan_in:
         return math.nan
     critical = min(theory.critical_sigma_w2(activation), 4.0)  # sigmoid's own, 103, is in nobody's use
-    return theory.sigma_w2(deviation, item.layer.fan_in) / critical
+    # Weights that are all zero or all alike are another ailment's.
+    return theory.sigma_w2(deviation, item.layer.fan_in) / critical if deviation > 0 else math.nan
 
 
 def _sigmas(items: list[WeightLayer]) -> Array:

@@ -30,7 +30,7 @@ import math
 import numpy as np
 
 from gradscope.diagnose import theory
-from gradscope.diagnose.architecture import feeds_output
+from gradscope.diagnose.architecture import feeds_output, producers
 from gradscope.diagnose.outcome import outcome, severity
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import longest_stretch, median, require_steps
@@ -84,7 +84,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
 
 def _preactivation(run: Run, name: str, rows: slice) -> float:
     table = run.layer_table("activation_rms")
-    sizes = [median(table[source].to_numpy()[rows]) for source in run.layer(name).inputs if source in table]
+    sizes = [median(table[source.name].to_numpy()[rows]) for source in producers(run, run.layer(name))]
     return max(sizes, default=math.nan)
 
 

@@ -54,7 +54,6 @@ class Observation:
             self._settings,
             training=_training(trainer),
             first_step=int(self._restored.get("step", 0)),
-            restarts=int(self._restored.get("restarts", -1)) + 1,
         )
         self._recorder.start()
         self._micro_batches, self._losses = 0, []
@@ -89,6 +88,7 @@ class Observation:
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Keep the loss that is minimised."""
         if self._recorder is not None and self._recorder.recording:
+            self._recorder.minimised(loss)
             self._losses.append(loss.detach().clone())
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
@@ -121,7 +121,7 @@ class Observation:
     # Resuming
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs: the step count, the run's path and how often it restarted."""
+        """Return what a resumed training needs: the step count and the run's path."""
         if self._recorder is None:
             return dict(self._restored)
         return {

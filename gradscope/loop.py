@@ -58,9 +58,11 @@ class Watch:
 
     def step(self, loss: Tensor | float | None = None) -> None:
         """End a step: call it once after each optimizer step, with the loss that was minimised."""
-        facts = {"micro_batches": 1.0, "lr": float(self._optimizers[0].param_groups[0]["lr"])}
+        facts = {"micro_batches": 1.0}
         if loss is not None and self._recorder.recording:
             facts["loss"] = float(loss.detach() if isinstance(loss, Tensor) else loss)
+            if isinstance(loss, Tensor):
+                self._recorder.minimised(loss)
         self._recorder.end_step(facts)
         self._recorder.begin_step()
 

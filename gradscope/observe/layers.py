@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.loss import _Loss
 from torch.nn.parameter import is_lazy
 
 from gradscope.observe.activations import name_of_module
@@ -16,6 +17,9 @@ from gradscope.records import LayerInfo
 
 # Watched as a whole: the parts of attention are called as functions, so their own hooks never fire.
 WHOLE: tuple[type[nn.Module], ...] = (nn.MultiheadAttention,)
+
+# Containers that never run a forward of their own, and losses: those are read from the loss's graph.
+_NO_LAYERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, _Loss)
 
 _ROLES: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     ((nn.Linear, nn.Bilinear), "linear"),
@@ -104,7 +108,7 @@ def _walk(module: nn.Module, name: str, chosen: dict[str, nn.Module], seen: set[
     seen.add(id(module))
     children = [(key, child) for key, child in module.named_children() if not _is_parametrization(key)]
     if isinstance(module, WHOLE) or not children:
-        if not isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
+        if not isinstance(module, _NO_LAYERS) and not type(module).__module__.startswith("torchmetrics"):
             chosen[name] = module
         return
     for key, child in children:

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from time import perf_counter
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradscope.columns import LAYER_COLUMNS
-from gradscope.observe.activations import RECTIFIERS, limits_of_module, name_of_module
-from gradscope.observe.layers import describe_layer, unit_axis_of, usual_unit_axis, watched_modules
+from gradscope.observe.dataflow import Dataflow
+from gradscope.observe.flow import Flow, LayerStep
+from gradscope.observe.layers import describe_layer, watched_modules
+from gradscope.observe.packing import Parcel
 from gradscope.observe.parameters import describe_optimizers, describe_parameters, named_parameters
-from gradscope.observe.probes import Probes, tensors_in
+from gradscope.observe.pieces import ParameterStep, norms_of_step
+from gradscope.observe.probes import Probes
 from gradscope.observe.schedule import schedule_from
-from gradscope.observe.staging import OUTPUT, SIGNAL, Collector, Measured, Reading
-from gradscope.observe.units import LiveUnits
 from gradscope.observe.weights import ParameterProbe
-from gradscope.records import Event, LayerInfo, RunInfo, Status, StepRecord
+from gradscope.records import Event, RunInfo, Status, StepRecord
 from gradscope.settings import Settings
-from gradscope.summarise import merge_calls
 
 FORMAT_VERSION = 1
-COLUMN = {column.name: index for index, column in enumerate(LAYER_COLUMNS)}
-ACTIVATION = [
-    COLUMN[f"activation_{name}"]
-    for name in ("mean", "std", "rms", "min", "max", "zero_fraction", "nonfinite")
-]
-SIGNAL_COLUMNS = [COLUMN[f"signal_{name}"] for name in ("rms", "absmax", "zero_fraction", "nonfinite")]
 
 
 class Sink(Protocol):
@@ -58,12 +48,22 @@ class Sink(Protocol):
         """End the run."""
 
 
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose values are still on their way from the device."""
+
+    facts: Mapping[str, float | Tensor]
+    layers: LayerStep
+    parameters: ParameterStep
+    parcel: Parcel
+
+
 class Recorder:
     """Watches one model while it trains.
 
-    A front door calls `start`, then for each step `begin_step`, `before_update` (once an optimizer, gradients
-    ready) and `end_step`, at last `stop`. None of these raises: a failure of the recorder itself is said
-    once, noted as an event, and ends recording but never the training.
+    A front door calls `start`, then for each optimizer step `begin_step`, `before_update` (for each
+    optimizer, when its gradients are ready) and `end_step`; at last `stop`. None of these raises: a failure
+    of the recorder itself is said once and noted as an event, then it observes no more and training goes on.
     """
 
     def __init__(
@@ -73,228 +73,224 @@ class Recorder:
         sink: Sink,
         settings: Settings | None = None,
         training: Mapping[str, Any] | None = None,
-        first_step: int = 0,
-        restarts: int = 0,
         versions: Mapping[str, str] | None = None,
+        first_step: int = 0,
     ) -> None:
         self.settings = settings or Settings()
         self.step = first_step
         self.recording = False
+        self.alive = False
         self.spent = 0.0
         self._model, self._optimizers, self._sink = model, tuple(optimizers), sink
-        self._training, self._restarts, self._versions = dict(training or {}), restarts, dict(versions or {})
+        self._training, self._versions = dict(training or {}), dict(versions or {})
         self._scheduled = schedule_from(self.settings)
-        self._alive = True
+        self._probes: Probes | None = None
+        self._pending: _Pending | None = None
+        self._recorded = 0
+        self._never_fired: set[int] = set()
 
     # The life of a run
 
     def start(self) -> None:
-        """Describe the model, attach the probes and begin the run in the sink."""
-        with _Guard(self):
+        """Describe the model and begin the run in the sink."""
+        self.alive = True
+        with _guard(self):
             self._modules = watched_modules(self._model, self.settings.layers)
-            self._layers = self._describe_layers()
             self._parameters, _ = named_parameters(self._model)
-            self._probes = Probes(self._modules, self)
-            self._collector = Collector()
-            self._readings = [self._reading(module) for module in self._modules.values()]
+            self.info = self._describe()
+            self._flow = Flow(self._modules, self.info.layers, self.settings.dead_window)
             self._weights = ParameterProbe(self._parameters, self.settings.update_sample)
-            self._units = LiveUnits(self.settings.dead_window)
-            self._order: list[int] = []
-            self._calls = np.zeros(len(self._modules))
-            self._shapes: dict[int, tuple[int, ...]] = {}
-            self._recorded = 0
-            self.info = self._run_info()
+            self._probes = Probes(self._modules, self)
             self._sink.begin(self.info)
 
     def begin_step(self) -> bool:
         """Start observing if the coming step is to be recorded; return whether it is."""
-        if not self._alive:
+        probes = self._probes
+        if not self.alive or probes is None:
             return False
         if not self._scheduled(self.step):
-            if self._probes.attached:
-                self._probes.detach()
+            probes.detach()
             return False
-        with _Guard(self):
+        with _guard(self):
             self._started = perf_counter()
-            self.spent = 0.0
-            self._probes.attach()
+            self._rates: dict[str, float | Tensor] = {}
+            self._flow.take()
+            self._weights.forget()
+            probes.attach()
+            if not self._recorded and self._flow.dataflow is None:
+                self._flow.dataflow = Dataflow()
+                self._flow.dataflow.attach(self._modules.values())
             self.recording = True
-            self.spent += perf_counter() - self._started
+            self.spent = perf_counter() - self._started
         return self.recording
 
-    def before_update(self, optimizer: Optimizer, scale: float = 1.0) -> None:
+    def minimised(self, loss: Tensor) -> None:
+        """Look at the graph of the loss that is minimised, in the first recorded step, before its backward."""
+        if self.recording and self._flow.dataflow is not None:
+            try:
+                self._flow.dataflow.minimised(loss)
+            except Exception as error:
+                self.event("not-observable", f"the loss's graph could not be read: {error}")
+
+    def before_update(self, optimizer: Optimizer, scale: float | Tensor = 1.0) -> None:
         """Read one optimizer's weights and gradients: accumulated, before clipping; `scale` divides them."""
         if self.recording:
             started = perf_counter()
-            with _Guard(self):
+            with _guard(self):
+                self._rates.update(_rates(self._optimizers))
                 self._weights.before_update(optimizer, scale)
             self.spent += perf_counter() - started
 
-    def end_step(self, facts: Mapping[str, float]) -> None:
-        """Finish the step: measure updates, summarise, and hand the record to the sink."""
+    def end_step(self, facts: Mapping[str, float | Tensor]) -> None:
+        """Finish the step: measure updates, and hand the record to the sink when its values are here."""
         if self.recording:
+            self.recording = False
             started = perf_counter()
-            with _Guard(self):
-                self.recording = False
-                parameters = self._weights.after_update(self._optimizers)
-                layers = self._layer_table(self._collector.take())
-                first = not self._recorded
-                self._recorded += 1
-                if first:
-                    self._after_first_step()
-                now = perf_counter()
-                step = {"step": float(self.step), **_norms(parameters), **facts}
-                step["seconds"] = now - self._started
-                step["overhead_seconds"] = self.spent + now - started
-                self._sink.append(StepRecord(step, layers, parameters))
+            with _guard(self):
+                self._take(facts, started)
         self.step += 1
+
+    def _take(self, facts: Mapping[str, float | Tensor], started: float) -> None:
+        parameters = self._weights.after_update(self._optimizers)
+        layers = self._flow.take()
+        if self._flow.news:
+            self._learn()
+        self._recorded += 1
+        parcel = Parcel([*layers.tensors(), *(piece.values for piece in parameters.pieces)])
+        self._deliver()
+        now = perf_counter()
+        timing = {"seconds": now - self._started, "overhead_seconds": self.spent + now - started}
+        self._pending = _Pending(
+            {"step": self.step, **self._rates, **facts, **timing}, layers, parameters, parcel
+        )
+        if parcel.here:
+            self._deliver()
+
+    def _deliver(self) -> None:
+        """Hand the pending step to the sink; on an accelerator that is one recorded step later."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        arrays = pending.parcel.open()
+        split = len(pending.layers.tensors())
+        layers = self._flow.table(pending.layers, arrays[:split])
+        parameters = pending.parameters.table(arrays[split:])
+        facts = {name: float(value) for name, value in pending.facts.items()}
+        self._sink.append(StepRecord({**norms_of_step(parameters), **facts}, layers, parameters))
 
     def stop(self, status: Status, exception: str = "") -> None:
         """Take the probes off and end the run; harmless when repeated."""
         self.recording = False
-        probes = getattr(self, "_probes", None)
-        if probes is not None:
-            probes.detach()
-        if self._alive:
-            with _Guard(self):
-                self._alive = False
+        self._detach()
+        if self.alive:
+            with _guard(self):
+                self._deliver()
+                self.alive = False
                 self._sink.close(status, exception)
 
     def event(self, kind: str, message: str, **details: Any) -> None:
         """Note something rare."""
-        if self._alive:
-            with _Guard(self):
+        if self.alive:
+            with _guard(self):
                 self._sink.event(Event(kind, self.step, message, **details))
 
     def failed(self, error: Exception) -> None:
         """Say once that recording failed, note it, and observe no more."""
-        if not self._alive:
+        if not self.alive:
             return
-        self._alive = self.recording = False
-        self._probes.detach()
+        self.alive = self.recording = False
+        self._detach()
         reason = f"{type(error).__name__}: {error}"
-        warnings.warn(
-            f"gradscope stopped recording at step {self.step}, training goes on: {reason}", stacklevel=2
-        )
+        try:
+            warnings.warn(
+                f"gradscope stopped recording at step {self.step}; training goes on ({reason})", stacklevel=3
+            )
+        finally:
+            self._note_failure(reason)
+
+    def _note_failure(self, reason: str) -> None:
         try:
             self._sink.event(Event("recorder-failure", self.step, reason))
-            self._sink.close("running", "")
+            self._sink.close("failed", f"gradscope stopped recording: {reason}")
         except Exception:
-            # The sink may be what failed.
+            # The sink may be what failed; that has been said.
             return
 
-    # What the probes report
+    def _detach(self) -> None:
+        if self._probes is not None:
+            self._probes.detach()
+        flow = getattr(self, "_flow", None)
+        if flow is not None and flow.dataflow is not None:
+            flow.dataflow.release()
+            flow.dataflow = None
+
+    # What the probes report; they are attached between recorded steps too
 
     def called(self, index: int, module: nn.Module, output: Any) -> None:
-        """Note a forward call of layer `index`."""
+        """Note a forward call of layer `index`, not a recomputation."""
         if self.recording:
-            self._calls[index] += 1
-            if index not in self._shapes:
-                self._first_call(index, module, output)
-
-    def _first_call(self, index: int, module: nn.Module, output: Any) -> None:
-        self._order.append(index)
-        tensor = next(tensors_in(output), None)
-        shape = tuple(tensor.shape) if tensor is not None else ()
-        self._shapes[index] = shape
-        reading = self._readings[index]
-        axis = self._unit_axis(module, shape)
-        self._layers[index] = replace(
-            self._layers[index], depth=len(self._order) - 1, output_shape=shape, unit_axis=axis
-        )
-        if name_of_module(module) in RECTIFIERS and axis is not None:
-            self._readings[index] = reading._replace(unit_axis=axis)
-
-    def _unit_axis(self, module: nn.Module, shape: tuple[int, ...]) -> int | None:
-        """Return the axis that counts units: the module's own, else that of the layer which ran before."""
-        own = unit_axis_of(module, shape)
-        if own is not None or len(shape) < 2:
-            return own
-        if len(self._order) > 1:
-            previous = self._layers[self._order[-2]]
-            if previous.output_shape is not None and len(previous.output_shape) == len(shape):
-                return previous.unit_axis
-        return usual_unit_axis(shape)
+            self._flow.called(index, module, output)
 
     def output(self, index: int, tensor: Tensor) -> None:
         """Take a tensor that layer `index` returned."""
-        if self.recording and (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
-            self._collector.add(self._readings[index], index, tensor.detach())
+        if self.recording:
+            self._flow.output(index, tensor)
 
     def signal(self, index: int, gradient: Tensor) -> None:
         """Take the gradient of the loss with respect to such a tensor."""
         if self.recording:
-            self._collector.add(SIGNAL, index, gradient.detach())
+            self._flow.signal(index, gradient)
 
-    # Tables
+    # What is known of the run
 
-    def _layer_table(self, measured: list[Measured]) -> NDArray[np.float64]:
-        size = len(self._layers)
-        table = np.full((size, len(LAYER_COLUMNS)), np.nan)
-        if self._order:
-            table[self._order, COLUMN["calls"]] = self._calls[self._order]
-        self._calls[:] = 0
-        outputs = [item for item in measured if not item.reading.signal]
-        signals = [item for item in measured if item.reading.signal]
-        if outputs:
-            table[:, ACTIVATION], table[:, COLUMN["activation_count"]] = _merged(outputs, size)
-        if signals:
-            table[:, SIGNAL_COLUMNS], table[:, COLUMN["signal_count"]] = _merged(signals, size)
-        for item in outputs:
-            self._bounded_and_live(table, item)
-        return table
-
-    def _bounded_and_live(self, table: NDArray[np.float64], item: Measured) -> None:
-        if item.saturated is not None:
-            for owner, share in zip(item.owners, item.saturated.tolist(), strict=True):
-                table[owner, COLUMN["activation_saturated_fraction"]] = share
-        if item.live is not None:
-            for owner, live in zip(item.owners, item.live.cpu().numpy(), strict=True):
-                table[owner, COLUMN["activation_dead_unit_fraction"]] = self._units.update(owner, live)
-
-    # Descriptions
-
-    def _describe_layers(self) -> list[LayerInfo]:
-        owned: dict[str, list[str]] = {}
-        for parameter in describe_parameters(self._model, self._optimizers, self.settings.update_sample):
-            owned.setdefault(parameter.layer, []).append(parameter.name)
-        return [
-            describe_layer(name, module, tuple(owned.get(name, ()))) for name, module in self._modules.items()
-        ]
-
-    def _reading(self, module: nn.Module) -> Reading:
-        limits = limits_of_module(module)
-        return OUTPUT._replace(limits=limits) if limits else OUTPUT
-
-    def _run_info(self) -> RunInfo:
+    def _describe(self) -> RunInfo:
         names = {id(parameter): name for name, parameter in self._parameters.items()}
+        parameters = describe_parameters(self._model, self._optimizers, self.settings.update_sample)
+        owned: dict[str, list[str]] = {}
+        for parameter in parameters:
+            owned.setdefault(parameter.layer, []).append(parameter.name)
         kind = type(self._model)
         return RunInfo(
             format_version=FORMAT_VERSION,
             model=f"{kind.__module__}.{kind.__qualname__}",
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            restarts=self._restarts,
             versions={"python": platform.python_version(), "torch": torch.__version__, **self._versions},
             settings=self.settings.as_dict(),
             training=self._training,
             optimizers=describe_optimizers(self._optimizers, names),
-            layers=tuple(self._layers),
-            parameters=describe_parameters(self._model, self._optimizers, self.settings.update_sample),
+            layers=tuple(
+                describe_layer(name, module, tuple(owned.get(name, ())))
+                for name, module in self._modules.items()
+            ),
+            parameters=parameters,
         )
 
-    def _after_first_step(self) -> None:
-        calls = self._shapes
-        self.info = replace(
-            self.info,
-            layers=tuple(
-                replace(layer, calls=1 if i in calls else 0) for i, layer in enumerate(self._layers)
-            ),
-        )
+    def _learn(self) -> None:
+        """Complete the run's description with what a recorded step showed for the first time."""
+        self._flow.news = False
+        dataflow, self._flow.dataflow = self._flow.dataflow, None
+        if dataflow is not None:
+            try:
+                self._flow.learn(dataflow)
+                self.info = replace(self.info, loss=self._flow.named(dataflow.loss))
+            except Exception as error:
+                self.event("not-observable", f"the model's graph could not be read: {error}")
+            finally:
+                dataflow.release()
+            self._say_what_never_fired()
+        self.info = replace(self.info, layers=tuple(self._flow.layers))
         self._sink.update(self.info)
 
+    def _say_what_never_fired(self) -> None:
+        for index, layer in enumerate(self._flow.layers):
+            if layer.depth < 0:
+                reason = "did not run in the first recorded step"
+                self._flow.layers[index] = replace(layer, not_observable=reason)
+                self.event("never-fired", f"{layer.name} ({layer.kind}) {reason}", layer=layer.name)
 
-class _Guard:
-    """Turns an exception of gradscope's own into a note, so that training goes on."""
+
+class _guard:
+    """Turn an exception of gradscope's own into a note, so that training goes on."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -309,22 +305,15 @@ class _Guard:
         return False
 
 
-def _merged(measured: list[Measured], size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    table = torch.cat([item.table for item in measured], 1).numpy(force=True)
-    owners = np.array([owner for item in measured for owner in item.owners], dtype=np.intp)
-    counts = np.array([count for item in measured for count in item.entries], dtype=np.float64)
-    merged, total = merge_calls(table, counts, owners, size)
-    return merged.T, np.where(total > 0, total, np.nan)
+def _rates(optimizers: Sequence[Optimizer]) -> dict[str, float | Tensor]:
+    """Return the learning rate of every parameter group, all optimizers' groups counted through."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return {
+        f"lr_{index}" if index else "lr": _rate(group["lr"])
+        for index, group in enumerate(groups)
+        if "lr" in group
+    }
 
 
-def _norms(parameters: NDArray[np.float64]) -> dict[str, float]:
-    from gradscope.observe.weights import COLUMN as OF
-
-    norms = {}
-    for name, column in (("grad_norm", "gradient_norm"), ("clipped_grad_norm", "clipped_gradient_norm")):
-        values = parameters[:, OF[column]]
-        if not np.isnan(values).all():
-            norms[name] = math.sqrt(float(np.nansum(values**2)))
-    if norms.get("grad_norm", 0) > 0 and "clipped_grad_norm" in norms:
-        norms["clip_coefficient"] = norms["clipped_grad_norm"] / norms["grad_norm"]
-    return norms
+def _rate(value: Any) -> float | Tensor:
+    return value.detach().clone() if isinstance(value, Tensor) else float(value)

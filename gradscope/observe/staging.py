@@ -47,7 +47,7 @@ class Measured:
 
     reading: Reading
     owners: list[int]
-    entries: list[int]
+    entries: int
     table: Tensor
     saturated: Tensor | None
     live: Tensor | None
@@ -119,7 +119,7 @@ def _measure_stack(reading: Reading, owners: list[int], stack: Tensor) -> Measur
     limits, axis = reading.limits, reading.unit_axis
     saturated = 1.0 - count_between(matrix, limits.low, limits.high) if limits else None
     live = live_units(stack, axis) if axis is not None else None
-    return Measured(reading, owners, [matrix.shape[1]] * len(owners), table, saturated, live)
+    return Measured(reading, owners, matrix.shape[1], table, saturated, live)
 
 
 def _measure_whole(reading: Reading, owner: int, tensor: Tensor) -> Measured:
@@ -134,4 +134,4 @@ def _measure_whole(reading: Reading, owner: int, tensor: Tensor) -> Measured:
         )
     if reading.unit_axis is not None:
         live = live_units(tensor[None], reading.unit_axis)
-    return Measured(reading, [owner], [entries.numel()], table, saturated, live)
+    return Measured(reading, [owner], entries.numel(), table, saturated, live)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,8 +16,14 @@ class LiveUnits:
         self._idle: dict[int, NDArray[np.int32]] = {}
         self._seen: dict[int, int] = {}
 
-    def update(self, layer: int, live: NDArray[np.bool_]) -> float:
-        """Take which units were active in a recorded step; return the share that is dead by now."""
+    def update(self, live: Mapping[int, NDArray[np.bool_]]) -> dict[int, float]:
+        """Take which units of each layer were active in a step; return the share of each that is dead by now.
+
+        Active in none of the last `window` recorded steps, or, while there are fewer, in none of all.
+        """
+        return {layer: self._update(layer, units) for layer, units in live.items()}
+
+    def _update(self, layer: int, live: NDArray[np.bool_]) -> float:
         idle = self._idle.get(layer)
         if idle is None or idle.shape != live.shape:
             idle = self._idle[layer] = np.zeros(live.shape, np.int32)
@@ -23,4 +31,4 @@ class LiveUnits:
         idle += 1
         idle[live] = 0
         self._seen[layer] += 1
-        return float((idle >= min(self._window, self._seen[layer])).mean())
+        return np.count_nonzero(idle >= min(self._window, self._seen[layer])) / max(1, idle.size)

@@ -4,151 +4,323 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from gradscope.columns import PARAMETER_COLUMNS
 from gradscope.observe.parameters import local_part
-from gradscope.summarise import dense_entries, magnitudes_of_whole, moments_of_whole, norm_of_whole
+from gradscope.observe.pieces import ParameterStep, Piece
+from gradscope.summarise import (
+    dense_entries,
+    magnitudes_of_whole,
+    moments_of_padded,
+    moments_of_whole,
+    norm_of_whole,
+    norms_of_rows,
+)
 
-COLUMN = {column.name: index for index, column in enumerate(PARAMETER_COLUMNS)}
+WEIGHT = ("weight_std", "weight_rms", "weight_absmax", "", "weight_nonfinite")
+GRADIENT = ("", "gradient_rms", "gradient_absmax", "gradient_zero_fraction", "gradient_nonfinite")
+
+
+class Shelf:
+    """Room for small parameters of about one size, side by side and padded with zeros.
+
+    Three layers of rows: weights before the update, gradients, and what is read after the update.
+    """
+
+    def __init__(self, rows: list[int], parameters: list[Tensor], width: int) -> None:
+        self.rows, count = rows, len(rows)
+        first = parameters[0]
+        dtype = torch.float64 if first.dtype in (torch.float64, torch.complex128) else torch.float32
+        self.block = torch.zeros((3 * count, width), dtype=dtype, device=first.device)
+        self.sizes = [parameter.numel() for parameter in parameters]
+        doubled = torch.tensor(self.sizes * 2, dtype=torch.float64)
+        self.doubled = doubled.to(first.device)
+        views = [
+            row[: parameters[index % count].numel()].view(parameters[index % count].shape)
+            for index, row in enumerate(self.block.unbind(0))
+        ]
+        self.before, self.gradients, self.after = views[:count], views[count : 2 * count], views[2 * count :]
+
+    def update_norms(self, now: list[Tensor]) -> Tensor:
+        """Return the norms of the change since `before` was filled."""
+        count = len(self.rows)
+        torch._foreach_copy_(self.after, now)
+        later = self.block[2 * count :]
+        return norms_of_rows(later.sub_(self.block[:count]))
+
+    def norms(self, places: list[int], tensors: list[Tensor]) -> Tensor:
+        """Return the norms of tensors shaped like the parameters at `places`."""
+        return norms_of_rows(self.later(places, tensors))
+
+    def shares_below(self, places: list[int], tensors: list[Tensor], floors: list[float]) -> Tensor:
+        """Return the share of entries below a floor of each tensor."""
+        rows = self.later(places, tensors)
+        limits = torch.tensor(floors, dtype=rows.dtype, device=rows.device)[:, None]
+        sizes = self.doubled[places]
+        below = torch.lt(rows, limits, out=torch.empty_like(rows)).sum(1).double()
+        return (below - (rows.shape[1] - sizes) * (limits[:, 0] > 0)) / sizes
+
+    def later(self, places: list[int], tensors: list[Tensor]) -> Tensor:
+        """Return tensors shaped like the parameters at `places` as padded rows."""
+        count = len(self.rows)
+        torch._foreach_copy_([self.after[place] for place in places], tensors)
+        later = self.block[2 * count :]
+        return later if len(places) == count else later[places]
 
 
 class ParameterProbe:
-    """Reads the parameters before and after each recorded optimizer step."""
+    """Reads the parameters before and after each recorded optimizer step.
+
+    Parameters of at most `update_sample` entries are copied and measured together; of larger ones the
+    update is measured on that many entries, chosen once at random from a generator of its own.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], update_sample: int) -> None:
+        self._names = list(parameters)
         self._parameters = list(parameters.values())
         self._row = {id(parameter): row for row, parameter in enumerate(self._parameters)}
-        self._names = list(parameters)
         self._sample = update_sample
-        self._entries: dict[int, Tensor] = {}
-        self.reset()
+        self._chosen: dict[int, Tensor] = {}
+        self._shelves: dict[tuple[int, ...], list[Shelf]] = {}
+        self.forget()
 
-    def reset(self) -> None:
-        """Forget the step that was read."""
-        self._table = np.full((len(self._parameters), len(PARAMETER_COLUMNS)), np.nan)
-        self._before: dict[int, tuple[Tensor, Tensor | None, int]] = {}
-        self.missing_optimizer = True
+    def forget(self) -> None:
+        """Forget the step that was read so far."""
+        self._step = ParameterStep(len(self._parameters))
+        self._read: list[Shelf] = []
+        self._sampled: dict[int, Tensor] = {}
+        self._gradients: dict[int, tuple[Tensor, int]] = {}
 
     @torch.no_grad()
-    def before_update(self, optimizer: Optimizer, scale: float = 1.0) -> None:
+    def before_update(self, optimizer: Optimizer, scale: float | Tensor = 1.0) -> None:
         """Read weights and gradients of one optimizer's parameters; `scale` is what the gradients carry."""
-        for parameter in _parameters_of(optimizer):
-            row = self._row.get(id(parameter))
-            if row is None or row in self._before:
-                continue
-            values = self._table[row]
-            weight = dense_entries(local_part(parameter.detach()))
-            values[COLUMN["count"]] = weight.numel()
-            if not weight.numel():
-                continue
-            self._read_weight(values, weight)
+        rows = tuple(self._unread(optimizer))
+        for row in rows:
+            parameter = self._parameters[row]
             gradient = parameter.grad
-            values[COLUMN["gradient_missing"]] = (
-                float(gradient is None) if parameter.requires_grad else np.nan
-            )
+            if isinstance(scale, Tensor) or scale != 1.0:
+                self._step.scales[row] = scale
+            if parameter.requires_grad:
+                self._step.missing[row] = float(gradient is None)
             if gradient is not None:
-                _read_gradient(values, gradient, scale)
-            self._before[row] = self._entries_of(row, weight).clone(), gradient, _version(gradient)
+                self._gradients[row] = gradient, gradient._version
+        if rows not in self._shelves:
+            self._shelves[rows] = self._build(rows)
+        for shelf in self._shelves[rows]:
+            self._fill(shelf)
+            self._read.append(shelf)
+        on_shelves = {row for shelf in self._shelves[rows] for row in shelf.rows}
+        for row in rows:
+            if row not in on_shelves:
+                self._read_large(row)
 
-    def _read_weight(self, values: NDArray[np.float64], weight: Tensor) -> None:
-        mean, std, rms, low, high, _, nonfinite = moments_of_whole(weight).tolist()
-        values[COLUMN["weight_norm"]] = rms * math.sqrt(weight.numel())
-        values[COLUMN["weight_rms"]] = rms
-        values[COLUMN["weight_std"]] = std
-        values[COLUMN["weight_absmax"]] = max(-low, high)
-        values[COLUMN["weight_nonfinite"]] = nonfinite
+    def _unread(self, optimizer: Optimizer) -> Iterable[int]:
+        """Yield the rows to read now; one read already in this step (LBFGS, several updates) keeps its first."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                row = self._row.get(id(parameter))
+                if row is None or is_lazy(parameter):
+                    continue
+                again = row in self._step.counts
+                self._step.repeated |= again
+                size = local_part(parameter).numel()
+                self._step.counts[row] = size
+                if size and not again:
+                    yield row
 
-    def _entries_of(self, row: int, weight: Tensor) -> Tensor:
+    def _build(self, rows: tuple[int, ...]) -> list[Shelf]:
+        """Sort small parameters onto shelves by size (within a factor of four), dtype and device."""
+        kinds: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
+        for row in rows:
+            values = self._values(row)
+            if values.numel() <= self._sample and not values.dtype.is_complex:
+                width = 4 ** math.ceil(math.log(values.numel(), 4) - 1e-9)
+                kinds.setdefault((width, values.dtype, values.device), []).append(row)
+        return [
+            Shelf(members, [self._values(row) for row in members], width)
+            for (width, _, _), members in kinds.items()
+        ]
+
+    def _values(self, row: int) -> Tensor:
+        return local_part(self._parameters[row].detach())
+
+    def _fill(self, shelf: Shelf) -> None:
+        torch._foreach_copy_(shelf.before, [self._values(row) for row in shelf.rows])
+        count = len(shelf.rows)
+        places = [place for place, row in enumerate(shelf.rows) if self._stageable(row)]
+        if len(places) < count:
+            shelf.block[count : 2 * count].zero_()
+            for place, row in enumerate(shelf.rows):
+                if place not in places and row in self._gradients:
+                    self._step.pieces.append(Piece(GRADIENT, [row], self._sparse(row)))
+        if places:
+            gradients = [local_part(self._gradients[shelf.rows[place]][0].detach()) for place in places]
+            torch._foreach_copy_([shelf.gradients[place] for place in places], gradients)
+        statistics = moments_of_padded(shelf.block[: 2 * count], shelf.doubled)
+        self._step.pieces.append(Piece(WEIGHT, shelf.rows, statistics[:, :count]))
+        with_gradient = [shelf.rows[place] for place in places]
+        chosen = statistics[:, count:] if len(places) == count else statistics[:, [count + p for p in places]]
+        self._step.pieces.append(Piece(GRADIENT, with_gradient, chosen))
+
+    def _stageable(self, row: int) -> bool:
+        return row in self._gradients and self._gradients[row][0].layout == torch.strided
+
+    def _read_large(self, row: int) -> None:
+        entries = real_entries(self._values(row))
+        mean, std, rms, low, high, zeros, nonfinite = moments_of_whole(entries).unbind(0)
+        self._step.pieces.append(
+            Piece(
+                WEIGHT, [row], torch.stack([std, rms, torch.maximum(-low, high), zeros, nonfinite])[:, None]
+            )
+        )
+        if row in self._gradients:
+            self._step.pieces.append(Piece(GRADIENT, [row], self._sparse(row)))
+        self._sampled[row] = self._chosen_entries(row, entries).clone()
+
+    def _sparse(self, row: int) -> Tensor:
+        """Return the statistics of a gradient by itself, entries that aren't stored counted as zeros."""
+        gradient = self._gradients[row][0]
+        entries = gradient_entries(gradient)
+        stored = entries.numel()
+        size = stored if gradient.layout == torch.strided else gradient.numel()
+        if not stored:
+            return torch.tensor([[0.0], [0.0], [0.0], [1.0], [0.0]], dtype=torch.float64)
+        rms, absmax, zeros, nonfinite = magnitudes_of_whole(entries).unbind(0)
+        if stored != size:
+            rms, zeros = rms * math.sqrt(stored / size), 1.0 - (1.0 - zeros) * stored / size
+        return torch.stack([torch.zeros_like(rms), rms, absmax, zeros, nonfinite])[:, None]
+
+    def _chosen_entries(self, row: int, entries: Tensor) -> Tensor:
         """Return the entries whose update is measured."""
-        if weight.numel() <= self._sample:
-            return weight
-        if row not in self._entries:
+        if entries.numel() <= self._sample:
+            return entries
+        if row not in self._chosen:
             generator = torch.Generator().manual_seed(zlib.crc32(self._names[row].encode()))
-            chosen = torch.randint(weight.numel(), (self._sample,), generator=generator)
-            self._entries[row] = chosen.to(weight.device)
-        return weight[self._entries[row]]
+            chosen = torch.randint(entries.numel(), (self._sample,), generator=generator)
+            self._chosen[row] = chosen.to(entries.device)
+        return entries[self._chosen[row]]
 
     @torch.no_grad()
-    def after_update(self, optimizers: Sequence[Optimizer]) -> NDArray[np.float64]:
-        """Read clipped gradients, updates and optimizer state; return the step's table and forget it."""
-        states = {
-            id(p): (o, g, o.state.get(p, {})) for o in optimizers for g in o.param_groups for p in g["params"]
-        }
-        for row, (before, gradient, version) in self._before.items():
-            parameter, values = self._parameters[row], self._table[row]
-            weight = dense_entries(local_part(parameter.detach()))
-            self._read_update(values, before, self._entries_of(row, weight), weight.numel())
-            if gradient is not None:
-                _read_clipped(values, parameter.grad, gradient, version)
-            if id(parameter) in states:
-                _, group, state = states[id(parameter)]
-                _read_state(values, group, state)
-        table = self._table
-        self.reset()
-        return table
+    def after_update(self, optimizers: Sequence[Optimizer]) -> ParameterStep:
+        """Read updates, clipped gradients and optimizer state of what was read before; hand the step over."""
+        for shelf in self._read:
+            now = [self._values(row) for row in shelf.rows]
+            self._step.pieces.append(Piece(("update_norm",), shelf.rows, shelf.update_norms(now)[None]))
+        for row, before in self._sampled.items():
+            entries = real_entries(self._values(row))
+            after = self._chosen_entries(row, entries)
+            norm = norm_of_whole(after - before) * math.sqrt(entries.numel() / after.numel())
+            self._step.pieces.append(Piece(("update_norm",), [row], norm.view(1, 1)))
+        self._read_clipped()
+        self._read_state(optimizers)
+        step = self._step
+        self.forget()
+        return step
 
-    def _read_update(self, values: NDArray[np.float64], before: Tensor, after: Tensor, size: int) -> None:
-        norm = float(norm_of_whole(after - before)) * math.sqrt(size / after.numel())
-        values[COLUMN["update_norm"]] = norm
-        weight = values[COLUMN["weight_norm"]]
-        values[COLUMN["update_ratio"]] = norm / weight if weight > 0 else np.nan
+    def _read_clipped(self) -> None:
+        """Read the gradients that have changed since; those that haven't were not clipped."""
+        changed: dict[int, Tensor] = {}
+        for row, (gradient, version) in self._gradients.items():
+            now = self._parameters[row].grad
+            if now is not None and (now is not gradient or now._version != version):
+                changed[row] = now
+        self._step.changed = set(changed)
+        self._norms_of("clipped_gradient_norm", changed)
+
+    def _read_state(self, optimizers: Sequence[Optimizer]) -> None:
+        first: dict[int, Tensor] = {}
+        second: dict[int, Tensor] = {}
+        denominators: dict[int, tuple[Tensor, float]] = {}
+        for group, parameter, state in _states(optimizers):
+            row = self._row.get(id(parameter), -1)
+            if row not in self._step.counts:
+                continue
+            moment = state.get("exp_avg", state.get("momentum_buffer"))
+            square = state.get("exp_avg_sq", state.get("square_avg"))
+            if isinstance(moment, Tensor):
+                first[row] = moment
+            if isinstance(square, Tensor):
+                second[row] = square
+                floor = _floor(group, state)
+                if floor is not None:
+                    denominators[row] = state.get("max_exp_avg_sq", square), floor
+        self._norms_of("momentum_norm", first)
+        self._norms_of("second_moment_norm", second)
+        self._shares_below(denominators)
+
+    def _shares_below(self, denominators: Mapping[int, tuple[Tensor, float]]) -> None:
+        done: set[int] = set()
+        for shelf in self._read:
+            places = [place for place, row in enumerate(shelf.rows) if row in denominators]
+            if places:
+                rows = [shelf.rows[place] for place in places]
+                squares = [local_part(denominators[row][0]) for row in rows]
+                shares = shelf.shares_below(places, squares, [denominators[row][1] for row in rows])
+                self._step.pieces.append(Piece(("epsilon_fraction",), rows, shares[None]))
+                done.update(rows)
+        for row, (square, floor) in denominators.items():
+            if row not in done:
+                entries = self._chosen_entries(row, real_entries(local_part(square)))
+                share = (entries < floor).sum().double() / entries.numel()
+                self._step.pieces.append(Piece(("epsilon_fraction",), [row], share.view(1, 1)))
+
+    def _norms_of(self, column: str, tensors: Mapping[int, Tensor]) -> None:
+        """Read the norms of tensors shaped like the parameters of their rows."""
+        done: set[int] = set()
+        for shelf in self._read:
+            places = [
+                place
+                for place, row in enumerate(shelf.rows)
+                if row in tensors and tensors[row].layout == torch.strided
+            ]
+            if places:
+                rows = [shelf.rows[place] for place in places]
+                done.update(rows)
+                norms = shelf.norms(places, [local_part(tensors[row].detach()) for row in rows])
+                self._step.pieces.append(Piece((column,), rows, norms[None]))
+        for row, tensor in tensors.items():
+            if row not in done:
+                self._step.pieces.append(
+                    Piece((column,), [row], norm_of_whole(gradient_entries(tensor)).view(1, 1))
+                )
 
 
-def _parameters_of(optimizer: Optimizer) -> Iterable[nn.Parameter]:
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+def _states(optimizers: Sequence[Optimizer]) -> Iterator[tuple[Mapping[str, Any], Tensor, Mapping[str, Any]]]:
+    """Yield every parameter that an optimizer holds, with its group's options and its state."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter in optimizer.state:
+                    yield group, parameter, optimizer.state[parameter]
 
 
-def _version(tensor: Tensor | None) -> int:
-    return tensor._version if tensor is not None else 0
+def _floor(group: Mapping[str, Any], state: Mapping[str, Any]) -> float | None:
+    """Return the second moment v below which sqrt(v / (1 − beta2^t)) < 10 eps; None if that isn't Adam's."""
+    step = state.get("step")
+    if step is None or len(group.get("betas", ())) != 2 or "eps" not in group:
+        return None
+    if isinstance(step, Tensor) and step.device.type != "cpu":
+        return None  # reading it would wait for the device
+    correction: float = 1.0 - float(group["betas"][1]) ** float(step)
+    return float((10.0 * float(group["eps"])) ** 2 * correction)
+
+
+def real_entries(tensor: Tensor) -> Tensor:
+    """Return all entries as a vector; of complex ones the real and imaginary parts."""
+    return dense_entries(torch.view_as_real(tensor) if tensor.dtype.is_complex else tensor)
 
 
 def gradient_entries(gradient: Tensor) -> Tensor:
     """Return the stored entries of a gradient: of sparse ones the coalesced values."""
     gradient = local_part(gradient.detach())
-    if gradient.layout != torch.strided:
-        gradient = gradient.coalesce().values() if gradient.layout == torch.sparse_coo else gradient.values()
-    return dense_entries(gradient)
-
-
-def _read_gradient(values: NDArray[np.float64], gradient: Tensor, scale: float) -> None:
-    entries = gradient_entries(gradient)
-    if not entries.numel():
-        values[COLUMN["gradient_norm"]] = values[COLUMN["gradient_rms"]] = 0.0
-        return
-    rms, absmax, zeros, nonfinite = magnitudes_of_whole(entries).tolist()
-    size = gradient.numel()
-    norm = rms * math.sqrt(entries.numel()) / scale
-    values[COLUMN["gradient_norm"]] = norm
-    values[COLUMN["gradient_rms"]] = norm / math.sqrt(size)
-    values[COLUMN["gradient_absmax"]] = absmax / scale
-    values[COLUMN["gradient_zero_fraction"]] = 1.0 - (1.0 - zeros) * entries.numel() / size
-    values[COLUMN["gradient_nonfinite"]] = nonfinite
-
-
-def _read_clipped(values: NDArray[np.float64], now: Tensor | None, before: Tensor, version: int) -> None:
-    if now is before and now._version == version:
-        values[COLUMN["clipped_gradient_norm"]] = values[COLUMN["gradient_norm"]]
-    elif now is not None:
-        values[COLUMN["clipped_gradient_norm"]] = float(norm_of_whole(gradient_entries(now)))
-
-
-def _read_state(values: NDArray[np.float64], group: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    first = state.get("exp_avg", state.get("momentum_buffer"))
-    second = state.get("exp_avg_sq", state.get("square_avg"))
-    if isinstance(first, Tensor):
-        values[COLUMN["momentum_norm"]] = float(norm_of_whole(dense_entries(local_part(first))))
-    if isinstance(second, Tensor):
-        entries = dense_entries(local_part(second))
-        values[COLUMN["second_moment_rms"]] = float(norm_of_whole(entries)) / math.sqrt(entries.numel())
-        if "betas" in group and "eps" in group and "step" in state:
-            correction = 1 - group["betas"][1] ** float(state["step"])
-            limit = (10 * group["eps"]) ** 2 * correction
-            values[COLUMN["epsilon_fraction"]] = float((entries < limit).sum()) / entries.numel()
+    if gradient.layout == torch.sparse_coo:
+        gradient = gradient.coalesce().values()
+    elif gradient.layout != torch.strided:
+        gradient = gradient.values()
+    return real_entries(gradient)

@@ -1,10 +1,11 @@
 """Pure statistics: from tensors to a few numbers, kept on the device until they are packed."""
 
-from gradscope.summarise.merge import merge_calls
+from gradscope.summarise.merge import MAGNITUDES, MOMENTS, merge_calls
 from gradscope.summarise.rows import (
     count_between,
     live_units,
     magnitudes_of_rows,
+    moments_of_padded,
     moments_of_rows,
     norms_of_rows,
 )
@@ -18,6 +19,8 @@ from gradscope.summarise.whole import (
 )
 
 __all__ = [
+    "MAGNITUDES",
+    "MOMENTS",
     "SAMPLE",
     "count_between",
     "dense_entries",
@@ -25,6 +28,7 @@ __all__ = [
     "magnitudes_of_rows",
     "magnitudes_of_whole",
     "merge_calls",
+    "moments_of_padded",
     "moments_of_rows",
     "moments_of_whole",
     "norm_of_whole",

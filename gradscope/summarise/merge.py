@@ -18,7 +18,7 @@ def merge_calls(table: Table, counts: Table, owners: NDArray[np.intp], size: int
     the layer of each call. Returns (statistics, size) and (size,); NaN for owners without calls. A call with
     non-finite entries makes all statistics of its owner absent but their count.
     """
-    names = MOMENTS if len(table) == len(MOMENTS) else MAGNITUDES
+    names = {len(MOMENTS): MOMENTS, len(MAGNITUDES): MAGNITUDES}.get(len(table), ("mean",) * len(table))
     total = np.bincount(owners, counts, size)
     merged = np.full((len(names), size), np.nan)
     if len(np.unique(owners)) == len(owners):

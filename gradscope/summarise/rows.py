@@ -95,3 +95,22 @@ def _with_counts(matrix: Tensor, absmax: Tensor, statistics: list[Tensor]) -> Te
         return torch.stack([*statistics, zeros, nonfinite])
     table = torch.stack([*statistics, zeros]).masked_fill_(broken, torch.nan)
     return torch.cat([table, nonfinite[None]])
+
+
+def moments_of_padded(matrix: Tensor, sizes: Tensor) -> Tensor:
+    """Return std, rms, largest magnitude, share of zeros and count of non-finite entries of padded rows.
+
+    matrix: (rows, width), of which each row's first `sizes` entries count and the rest is 0. Returns
+    (5, rows), float64.
+    """
+    absmax = torch.maximum(matrix.amin(1).neg(), matrix.amax(1))
+    mean = matrix.sum(1, dtype=accumulator(matrix)).double() / sizes
+    square = _mean_square(matrix, absmax).mul_(matrix.shape[1]).div_(sizes)
+    variance = (square - mean.square()).clamp_(min=0.0)
+    if on_host(matrix):
+        for row in torch.nonzero((variance < CANCELLATION * square) & (square > 0)).flatten().tolist():
+            variance[row] = matrix[row, : int(sizes[row])].double().var(correction=0)
+    table = _with_counts(matrix, absmax, [variance.sqrt_(), square.sqrt_(), absmax.double()])
+    padding = matrix.shape[1] - sizes
+    table[-2] = (table[-2] * matrix.shape[1] - padding) / sizes
+    return table

@@ -1,0 +1,207 @@
+"""Observe what flows through the layers in a recorded step: outputs forward, signals backward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gradscope.columns import LAYER_COLUMNS
+from gradscope.observe.activations import INPUT_LIMITS, RECTIFIERS, limits_of_module, name_of_module
+from gradscope.observe.dataflow import Dataflow
+from gradscope.observe.layers import unit_axis_of, usual_unit_axis
+from gradscope.observe.probes import tensors_in
+from gradscope.observe.staging import OUTPUT, SIGNAL, Collector, Measured, Reading
+from gradscope.observe.units import LiveUnits
+from gradscope.records import LayerInfo
+from gradscope.summarise import MAGNITUDES, MOMENTS, merge_calls
+
+COLUMN = {column.name: index for index, column in enumerate(LAYER_COLUMNS)}
+_OUTPUT_COLUMNS = [COLUMN[f"activation_{name}"] for name in MOMENTS]
+_SIGNAL_COLUMNS = [COLUMN[f"signal_{name}"] for name in MAGNITUDES]
+
+
+@dataclass(frozen=True)
+class LayerStep:
+    """All that was measured of the layers in one step, still on the device, and their calls."""
+
+    calls: NDArray[np.float64]
+    measured: list[Measured]
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors to bring to the host."""
+        return [
+            tensor
+            for item in self.measured
+            for tensor in (item.table, item.saturated, item.live)
+            if tensor is not None
+        ]
+
+
+class Flow:
+    """What the probes report to: the layers' calls, outputs and signals of the step being recorded."""
+
+    def __init__(
+        self, modules: Mapping[str, nn.Module], layers: Sequence[LayerInfo], dead_window: int
+    ) -> None:
+        self.layers = list(layers)
+        self.dataflow: Dataflow | None = None
+        self._readings = [_reading_of(module) for module in modules.values()]
+        self._collector = Collector()
+        self._units = LiveUnits(dead_window)
+        self._order: list[int] = []
+        self.news = True
+        self._calls = [0] * len(self.layers)
+
+    # Reported by the probes
+
+    def called(self, index: int, module: nn.Module, output: Any) -> None:
+        """Note a forward call of layer `index`, not a recomputation."""
+        self._calls[index] += 1
+        if self.layers[index].depth < 0:
+            self._first_call(index, module, output)
+        if self.dataflow is not None:
+            self.dataflow.returned(index, output)
+
+    def output(self, index: int, tensor: Tensor) -> None:
+        """Take a tensor that layer `index` returned."""
+        dtype = tensor.dtype
+        if dtype.is_floating_point or dtype.is_complex:
+            self._collector.add(self._readings[index], index, tensor.detach())
+
+    def signal(self, index: int, gradient: Tensor) -> None:
+        """Take the gradient of the loss with respect to such a tensor."""
+        self._collector.add(SIGNAL, index, gradient.detach())
+
+    def _first_call(self, index: int, module: nn.Module, output: Any) -> None:
+        tensor = next(tensors_in(output), None)
+        shape = tuple(tensor.shape) if tensor is not None else None
+        axis = self._unit_axis(module, shape) if shape else None
+        self.layers[index] = replace(
+            self.layers[index],
+            depth=len(self._order),
+            output_shape=shape,
+            unit_axis=axis,
+            not_observable="",
+        )
+        self._order.append(index)
+        self.news = True
+        if self.layers[index].activation in RECTIFIERS and axis is not None:
+            self._readings[index] = self._readings[index]._replace(unit_axis=axis)
+
+    def _unit_axis(self, module: nn.Module, shape: tuple[int, ...]) -> int | None:
+        """Return the axis that counts units: the module's own, else that of the layer which ran before."""
+        own = unit_axis_of(module, shape)
+        if own is not None or len(shape) < 2:
+            return own
+        if self._order:
+            before = self.layers[self._order[-1]]
+            if before.output_shape is not None and len(before.output_shape) == len(shape):
+                return before.unit_axis
+        return usual_unit_axis(shape)
+
+    # For the recorder
+
+    def take(self) -> LayerStep:
+        """Return what the step measured, and forget it."""
+        calls = np.array(self._calls, np.float64)
+        if self.news:
+            self.layers = [
+                replace(layer, calls=layer.calls or count)
+                for layer, count in zip(self.layers, self._calls, strict=True)
+            ]
+        self._calls = [0] * len(self.layers)
+        return LayerStep(calls, self._collector.take())
+
+    def learn(self, dataflow: Dataflow) -> None:
+        """Take from one step's graph which layers feed which, and which activations modules don't show."""
+        activations = dataflow.activations()
+        names = [layer.name for layer in self.layers]
+        for index, layer in enumerate(self.layers):
+            path = dataflow.paths.get(index)
+            if path is not None:
+                inputs = tuple(names[source] for source in path.layers)
+                layer = replace(layer, inputs=inputs, functions=tuple(path.functions))
+            if layer.activation is None and index in activations:
+                layer = replace(layer, activation=activations[index])
+                self._readings[index] = _reading_before(layer)
+            self.layers[index] = layer
+
+    def named(self, loss: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the facts of the loss's graph with layers by name."""
+        return {**loss, "inputs": tuple(self.layers[index].name for index in loss.get("inputs", ()))}
+
+    def table(self, step: LayerStep, arrays: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+        """Return the step's table (layers, LAYER_COLUMNS) from its tensors on the host."""
+        table = np.full((len(self.layers), len(LAYER_COLUMNS)), np.nan)
+        table[self._order, COLUMN["calls"]] = step.calls[self._order]
+        parts = _unpack(step, arrays)
+        for signal, columns, count in (
+            (False, _OUTPUT_COLUMNS, "activation_count"),
+            (True, _SIGNAL_COLUMNS, "signal_count"),
+        ):
+            chosen = [part for part in parts if part.item.reading.signal is signal]
+            if chosen:
+                merged, total = _merged([part.table for part in chosen], chosen, len(table))
+                table[:, columns], table[:, COLUMN[count]] = merged.T, np.where(total > 0, total, np.nan)
+        bounded = [part for part in parts if part.saturated is not None]
+        if bounded:
+            shares, _ = _merged([part.saturated[None] for part in bounded], bounded, len(table))
+            table[:, COLUMN["activation_saturated_fraction"]] = shares[0]
+        broken = table[:, COLUMN["activation_nonfinite"]] > 0
+        table[broken, COLUMN["activation_saturated_fraction"]] = np.nan
+        self._count_dead(table, parts)
+        return table
+
+    def _count_dead(self, table: NDArray[np.float64], parts: Sequence[_Part]) -> None:
+        live: dict[int, NDArray[np.bool_]] = {}
+        for part in parts:
+            if part.live is not None:
+                for owner, units in zip(part.item.owners, part.live, strict=True):
+                    known = live.get(owner)
+                    live[owner] = units if known is None or known.shape != units.shape else known | units
+        for owner, share in self._units.update(live).items():
+            table[owner, COLUMN["activation_dead_unit_fraction"]] = share
+
+
+@dataclass(frozen=True)
+class _Part:
+    item: Measured
+    table: NDArray[np.float64]
+    saturated: Any
+    live: Any
+
+
+def _unpack(step: LayerStep, arrays: Sequence[NDArray[Any]]) -> list[_Part]:
+    following = iter(arrays)
+    return [
+        _Part(
+            item,
+            next(following),
+            next(following) if item.saturated is not None else None,
+            next(following) if item.live is not None else None,
+        )
+        for item in step.measured
+    ]
+
+
+def _merged(
+    tables: list[NDArray[np.float64]], parts: Sequence[_Part], size: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    owners = np.array([owner for part in parts for owner in part.item.owners], np.intp)
+    counts = np.array([part.item.entries for part in parts for _ in part.item.owners], np.float64)
+    return merge_calls(np.concatenate(tables, 1), counts, owners, size)
+
+
+def _reading_of(module: nn.Module) -> Reading:
+    return OUTPUT._replace(limits=limits_of_module(module)) if name_of_module(module) else OUTPUT
+
+
+def _reading_before(layer: LayerInfo) -> Reading:
+    """Return how to read a layer whose output goes into a functional activation."""
+    axis = layer.unit_axis if layer.activation in RECTIFIERS else None
+    return Reading(limits=INPUT_LIMITS.get(layer.activation or ""), unit_axis=axis)

@@ -43,8 +43,8 @@ def _json(figure: go.Figure) -> str:
 
 
 def _text(text: str) -> str:
-    """Escape what plotly would take for its own markup."""
-    return escape(text, quote=False)
+    """Escape what plotly would take for its own markup or for mathematics."""
+    return escape(text, quote=False).replace("$", "&#36;")
 
 
 def grid_figure(grid: Grid) -> go.Figure:
@@ -127,10 +127,13 @@ def _round_places(steps: Sequence[int], most: int) -> list[int]:
     if len(steps) <= most:
         return list(range(len(steps)))
     stride = (len(steps) - 1) / (most - 1)
-    reach = int(stride / 3)
-    centres = [round(number * stride) for number in range(most)]
-    windows = [range(max(0, place - reach), min(len(steps), place + reach + 1)) for place in centres]
-    return [max(window, key=lambda place: _roundness(steps[place])) for window in windows]
+    return [_roundest(steps, number * stride, stride / 4) for number in range(most)]
+
+
+def _roundest(steps: Sequence[int], centre: float, reach: float) -> int:
+    """Return the place about a centre whose step is roundest for how far off it lies."""
+    window = range(max(0, ceil(centre - reach)), min(len(steps), floor(centre + reach) + 1))
+    return max(window, key=lambda place: _roundness(steps[place]) - abs(place - centre) / reach)
 
 
 def _roundness(number: int) -> float:

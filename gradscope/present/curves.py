@@ -16,6 +16,7 @@ from gradscope.records import Finding, Report, Run
 LINE_POINTS = 800
 PROFILE_POINTS = 300
 LEARNING_RATES = 6
+DRAWABLE = 1e150  # beyond it, differences of values overflow in the browser
 WEIGHT_ROLES = ("linear", "convolution", "recurrent", "attention", "embedding")
 
 
@@ -100,12 +101,12 @@ def _learning_rates(steps: pd.DataFrame) -> tuple[Line, ...]:
 
 
 def _line(label: str, steps: pd.DataFrame, column: str) -> Line | None:
-    if column not in steps or not np.isfinite(steps[column].to_numpy("float64")).any():
+    if column not in steps or not (abs(steps[column].to_numpy("float64")) < DRAWABLE).any():
         return None
     values = steps[column].to_numpy("float64")
     keep = _telling(values, LINE_POINTS)
     places = steps["step"].to_numpy()[keep]
-    significant = [float(f"{value:.4g}") if np.isfinite(value) else None for value in values[keep]]
+    significant = [float(f"{value:.4g}") if abs(value) < DRAWABLE else None for value in values[keep]]
     return Line(label, tuple(int(step) for step in places), tuple(significant))
 
 
@@ -217,7 +218,7 @@ def _predicted(median: np.ndarray, places: np.ndarray, gain: float | None, ancho
 
 def _positive(values: np.ndarray) -> tuple[float | None, ...]:
     """Keep four digits of what a logarithmic axis can show."""
-    return tuple(float(f"{value:.4g}") if np.isfinite(value) and value > 0 else None for value in values)
+    return tuple(float(f"{value:.4g}") if 0 < value < DRAWABLE else None for value in values)
 
 
 def _profile_summary(median: np.ndarray, names: list[str], gain: float | None) -> str:

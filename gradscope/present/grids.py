@@ -165,8 +165,8 @@ def _grid(source: _Source, values: pd.DataFrame, bad: pd.DataFrame) -> Grid:
 
 
 def edges(length: int, most: int) -> np.ndarray:
-    """Return the boundaries of at most `most` blocks of nearly equal length."""
-    return np.linspace(0, length, min(length, most) + 1).astype(int)
+    """Return the boundaries of at most `most` blocks of equal length; the last may be shorter."""
+    return np.append(np.arange(0, length, max(1, -(-length // most))), length)
 
 
 def _blocks(table: pd.DataFrame, most: int, how: str) -> pd.DataFrame:

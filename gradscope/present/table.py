@@ -12,7 +12,8 @@ from gradscope.present import wording
 from gradscope.present.grids import edges, weights
 from gradscope.records import SEVERITIES, Finding, LayerInfo, Report, Run, Severity
 
-TABLE_ROWS = 400
+TABLE_ROWS = 250
+TABLE_TAGS = 3
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,11 @@ def _ailments(report: Report) -> dict[str, tuple[tuple[str, ...], Severity]]:
 
 
 def _ailment(findings: Sequence[Finding]) -> tuple[tuple[str, ...], Severity]:
-    rules = dict.fromkeys(wording.clean(finding.rule, 60) for finding in findings)
-    return tuple(rules), min((finding.severity for finding in findings), key=SEVERITIES.index)
+    rules = dict.fromkeys(finding.rule for finding in findings)
+    shown = [wording.clean(rule, 60) for rule in [*rules][:TABLE_TAGS]] + (
+        [f"{len(rules) - TABLE_TAGS} more"] if len(rules) > TABLE_TAGS else []
+    )
+    return tuple(shown), min((finding.severity for finding in findings), key=SEVERITIES.index)
 
 
 def _chosen(layers: Sequence[LayerInfo], ill: set[str]) -> list[LayerInfo]:

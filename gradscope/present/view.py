@@ -19,19 +19,13 @@ from gradscope.present.grids import GRID_COLUMNS, GRID_ROWS, Grid, edges, grids
 from gradscope.present.table import Table, layer_table
 from gradscope.records import Evidence, Finding, Remedy, Report, Run
 
-CARDS = 60
-NAMES = 40
+CARDS = 40
+REMEDIES = 8
+NAMES = 24
+PROOFS = 60
 EVENTS = 60
 STRIP_CELLS = 120
 SPARK_POINTS = 100
-
-
-@dataclass(frozen=True)
-class Place:
-    """One cell of a strip that stands for the whole depth: the layers in it, and whether one is ill."""
-
-    label: str
-    ill: bool
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ class Card:
     layers: tuple[str, ...]
     parameters: tuple[str, ...]
     hidden_names: int
-    strip: tuple[Place, ...]
+    strip: tuple[bool, ...]
     cause: str
     caused_by: str
     evidence: tuple[Fact, ...]
@@ -71,7 +65,7 @@ class Card:
     @property
     def ill_cells(self) -> int:
         """Return how many cells of the strip are ill."""
-        return sum(place.ill for place in self.strip)
+        return sum(self.strip)
 
 
 @dataclass(frozen=True)
@@ -147,7 +141,7 @@ def page(report: Report) -> Page:
         verdict=report.verdict,
         headline=_headline(report, cards),
         lead=_lead(report, cards),
-        proofs=tuple(_proof(item) for item in report.evidence),
+        proofs=tuple(_proof(item) for item in report.evidence[:PROOFS]),
         facts=key_facts(run),
         more_facts=more_facts(run),
         failure=wording.clean(run.info.exception),
@@ -172,10 +166,10 @@ def _reductions(run: Run) -> tuple[str, ...]:
     """Say what the maps leave out."""
     notes = []
     if len(run.steps) > GRID_COLUMNS:
-        steps = f"{len(run.steps):,} recorded steps"
-        notes.append(f"each column of a map merges neighbours of the {steps} into {GRID_COLUMNS}")
+        size = -(-len(run.steps) // GRID_COLUMNS)
+        notes.append(f"each column of a map merges {size:,} of the {len(run.steps):,} recorded steps")
     if len(run.layers) > GRID_ROWS:
-        notes.append(f"each row merges neighbours of the {len(run.layers):,} layers into {GRID_ROWS}")
+        notes.append(f"rows merge neighbours, so that {len(run.layers):,} layers fit into {GRID_ROWS} rows")
     if not notes:
         return ()
     text = "; ".join(notes)
@@ -271,14 +265,16 @@ def _card(run: Run, finding: Finding, place: int, consequences: tuple[Card, ...]
         cause=wording.clean(finding.cause),
         caused_by=wording.clean(finding.caused_by or "", 80),
         evidence=evidence_rows(finding.evidence),
-        remedies=tuple(_remedy(remedy) for remedy in finding.remedies),
+        remedies=tuple(_remedy(remedy) for remedy in finding.remedies[:REMEDIES]),
         consequences=consequences,
     )
 
 
 def evidence_rows(evidence: Mapping[str, Any]) -> tuple[Fact, ...]:
     """Return the figures of a finding, shares as percentages."""
-    return tuple(Fact(_figure_name(name), _figure(name, value)) for name, value in evidence.items())
+    return tuple(
+        Fact(_figure_name(name), _figure(name, value)) for name, value in [*evidence.items()][:PROOFS]
+    )
 
 
 def _figure_name(name: str) -> str:
@@ -318,24 +314,19 @@ def _where(finding: Finding) -> str:
     return first if len(names) == 1 else f"{first} and {wording.count(len(names) - 1, f'more {noun}')}"
 
 
-def _strip(run: Run, finding: Finding) -> tuple[Place, ...]:
-    """Return the depth of the model in at most STRIP_CELLS cells; nothing if no layer is named."""
+def _strip(run: Run, finding: Finding) -> tuple[bool, ...]:
+    """Return what is ill over the depth, in at most STRIP_CELLS cells; nothing if no layer is named."""
     ill = set(finding.layers) | _layers_of(run, finding.parameters)
     names = [layer.name for layer in run.layers]
     if len(names) < 2 or not ill & set(names):
         return ()
     bounds = edges(len(names), STRIP_CELLS)
-    return tuple(_place(names[start:end], ill) for start, end in pairwise(bounds))
+    return tuple(bool(ill & set(names[start:end])) for start, end in pairwise(bounds))
 
 
 def _layers_of(run: Run, parameters: Iterable[str]) -> set[str]:
     wanted = set(parameters)
     return {parameter.layer for parameter in run.parameters if parameter.name in wanted}
-
-
-def _place(names: Sequence[str], ill: set[str]) -> Place:
-    shown = next((name for name in names if name in ill), names[0])
-    return Place(wording.elide(wording.name(shown), 60), bool(ill & set(names)))
 
 
 def _proof(item: Evidence) -> Proof:

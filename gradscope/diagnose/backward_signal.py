@@ -11,10 +11,12 @@ from gradscope.diagnose import architecture, profile
 from gradscope.diagnose.architecture import WeightLayer
 from gradscope.diagnose.outcome import Outcome, severity
 from gradscope.diagnose.profile import Profile
-from gradscope.diagnose.series import Stretch, typical
+from gradscope.diagnose.series import Stretch, median, steps_of, typical
 from gradscope.diagnose.wording import explain_gain, present
 from gradscope.records import Finding, Run
 from gradscope.settings import Settings
+
+SCRAMBLED = 0.5  # |update| / |weight| at which little is left of a weight
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,30 @@ def find(run: Run, loss: Outcome, settings: Settings, grows: bool) -> Trend | No
         rho, signal = profile.gradient_profile(run, items), profile.signal_profile(run, items)
         for shown in (rho,) if loss.progress == "trains" else (rho, signal):
             stretch = profile.lasting_trend(run, shown, limit, settings)
+            if stretch is None and grows and loss.progress != "trains":
+                stretch = _first_shock(run, shown, limit)
             if stretch is not None:
                 gains = [1.0 / profile.gain(shape.trend, stretch) for shape in (signal, rho)]
                 total = math.exp(-float(np.nanmedian(shown.rise[stretch.rows])))
                 return Trend(items, shown, stretch, gains[0], gains[1], total)
     return None
+
+
+def _first_shock(run: Run, shown: Profile, limit: float) -> Stretch | None:
+    """Return the first recorded steps if the gradient explodes there and scrambles the first weights.
+
+    Batch normalisation grows the gradient with depth, and heals that by growing the weights, at the price of
+    what they were: its gradient is the smaller the larger the weights (Yang et al. 2019).
+    """
+    third = max(1, len(shown.items) // 3)
+    weights = list(architecture.weights(shown.items[:third]))
+    moved = median(run.parameter_table("update_ratio")[weights].to_numpy()[:2])
+    if not shown.rise[0] <= limit or not moved > SCRAMBLED:
+        return None
+    rows = np.flatnonzero(shown.rise <= limit / 2)
+    last = int(rows[-1]) if len(rows) else 0
+    steps = steps_of(run)
+    return Stretch(0, last, int(steps[0]), int(steps[last]), True)
 
 
 def finding(rule: str, run: Run, trend: Trend, loss: Outcome, message: str, settings: Settings) -> Finding:

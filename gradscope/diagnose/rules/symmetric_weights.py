@@ -67,5 +67,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
 
 
 def _symmetric(run: Run, item: WeightLayer, settings: Settings) -> bool:
-    alike = float(item.weight.initial["unit_spread"]) < settings.symmetric_spread
+    # Weights that are all zero pass no gradient at all at first: another ailment, or a branch that starts at zero.
+    zero = item.weight.initial.get("absmax") == 0
+    alike = not zero and float(item.weight.initial["unit_spread"]) < settings.symmetric_spread
     return alike and not feeds_output(run, item.layer) and not joined_after(run, item.layer)

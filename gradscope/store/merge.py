@@ -17,7 +17,8 @@ def merge_groups(columns: Mapping[str, Column], values: Values, starts: np.ndarr
     Rows of a group are adjacent and `starts` holds the index of each group's first. A missing value (NaN)
     doesn't contribute; it makes the merged value missing where its rank saw non-finite entries instead.
     """
-    return {name: _merge(name, columns.get(name), values, starts) for name in values}
+    with np.errstate(invalid="ignore", over="ignore"):
+        return {name: _merge(name, columns.get(name), values, starts) for name in values}
 
 
 def _merge(name: str, column: Column | None, values: Values, starts: np.ndarray) -> np.ndarray:
@@ -37,7 +38,7 @@ def _merge(name: str, column: Column | None, values: Values, starts: np.ndarray)
     elif rule == "mean":
         merged = _mean(x, weights, starts)
     elif rule == "root-mean-square":
-        merged = np.sqrt(_mean(x * x, weights, starts))
+        merged = _root_mean_square(x, weights, starts)
     else:
         merged = _spread(x, values[name.replace("_std", "_mean")], weights, starts)
     return np.where(_any(_poisoned(name, values), starts), np.nan, merged)
@@ -73,11 +74,20 @@ def _mean(x: np.ndarray, weights: np.ndarray | None, starts: np.ndarray) -> np.n
     return np.where(total > 0, np.add.reduceat(scaled, starts), np.nan)
 
 
+def _root_mean_square(x: np.ndarray, weights: np.ndarray | None, starts: np.ndarray) -> np.ndarray:
+    """Return the weighted root mean square of each group, scaled so that no square leaves the range."""
+    largest = np.fmax.reduceat(np.abs(x), starts)
+    scale = np.where(np.isfinite(largest) & (largest > 0), largest, 1.0)
+    scaled = x / _spread_out(scale, starts, len(x))
+    result: np.ndarray = scale * np.sqrt(_mean(scaled * scaled, weights, starts))
+    return result
+
+
 def _spread(x: np.ndarray, mean: np.ndarray, weights: np.ndarray | None, starts: np.ndarray) -> np.ndarray:
     """Return the standard deviation about the merged mean (Chan, Golub & LeVeque, 1983)."""
     known = np.where(np.isnan(x), np.nan, mean)
-    merged = _spread_out(_mean(known, weights, starts), starts, len(x))
-    return np.sqrt(_mean(x * x + (known - merged) ** 2, weights, starts))
+    distance = known - _spread_out(_mean(known, weights, starts), starts, len(x))
+    return _root_mean_square(np.hypot(x, distance), weights, starts)
 
 
 def _spread_out(group: np.ndarray, starts: np.ndarray, rows: int, zero: float | None = None) -> np.ndarray:

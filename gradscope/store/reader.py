@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from gradscope.errors import RunError
 from gradscope.records import Event, Run, RunInfo
 from gradscope.store.documents import DocumentError, format_version, load_event, load_info
 from gradscope.store.parts import Part, read_parts
-from gradscope.store.schema import FORMAT_VERSION, LAYERS, PARAMETERS, STEPS
-from gradscope.store.tables import assemble, limits, with_all_steps
+from gradscope.store.schema import FORMAT_VERSION, LAYERS, PARAMETERS, STEPS, rank_of_events
+from gradscope.store.tables import Restarts, assemble, restarts, with_all_steps
 
 
 def read_run(path: Path | str) -> Run:
@@ -20,7 +22,7 @@ def read_run(path: Path | str) -> Run:
     path = Path(path)
     info = read_info(path)
     parts, problems = read_parts(path)
-    cut = limits(parts, info.ranks)
+    cut = restarts(parts, info.ranks)
     layer_statistics = assemble(LAYERS, parts, cut, [layer.name for layer in info.layers])
     parameter_statistics = assemble(PARAMETERS, parts, cut, [item.name for item in info.parameters])
     steps = with_all_steps(assemble(STEPS, parts, cut, []), (layer_statistics, parameter_statistics))
@@ -59,37 +61,53 @@ def _missing(path: Path) -> str:
     return f"{path} is not a run: it has no run.json; give the directory of a run"
 
 
-def _read_events(path: Path, cut: dict[tuple[int, int], float]) -> tuple[tuple[Event, ...], list[str]]:
+def _read_events(path: Path, cut: Restarts) -> tuple[tuple[Event, ...], list[str]]:
     """Return the events of all ranks by step; those of steps that a restart repeated are left out."""
     events: list[Event] = []
     problems: list[str] = []
     for file in sorted(path.glob("events*.jsonl")):
-        rank = int(file.stem.partition("-")[2] or 0)
+        rank = rank_of_events(file.name)
+        if rank is None:
+            continue
         try:
-            lines = file.read_bytes().split(b"\n")
+            lines = file.read_bytes().split(b"\n")[:-1]  # what follows the last newline is being written
         except OSError as error:
             problems.append(f"{file.name} was not read: {error.strerror or error}")
             continue
-        damaged = 0
-        for line in lines[:-1]:  # what follows the last newline is being written
-            try:
-                event, attempt = load_event(line)
-            except DocumentError:
-                damaged += 1
-                continue
-            if event.step < cut.get((rank, attempt), float("inf")):
-                events.append(event)
-        if damaged:
-            problems.append(f"{file.name}: {damaged} damaged lines were left out")
+        loaded = [_load_event(line, rank, cut) for line in lines]
+        events += [event for event in loaded if isinstance(event, Event)]
+        if damaged := loaded.count("damaged"):
+            problems.append(
+                f"{file.name}: {damaged} damaged {'line was' if damaged == 1 else 'lines were'} left out"
+            )
     return tuple(sorted(events, key=lambda event: event.step)), problems
 
 
+def _load_event(line: bytes, rank: int, cut: Restarts) -> Event | Literal["undone", "damaged"]:
+    try:
+        event, attempt = load_event(line)
+    except DocumentError:
+        return "damaged"
+    if event.step >= cut.limit(rank, attempt):
+        return "undone"
+    return replace(event, data={**event.data, "rank": rank}) if rank else event
+
+
 def _rank_problems(info: RunInfo, parts: list[Part]) -> list[str]:
-    """Name the ranks that recorded nothing; figures then cover the others only."""
-    seen = {part.name.rank for part in parts}
-    missing = [str(rank) for rank in range(info.ranks) if rank not in seen]
-    if not seen or not missing:
-        return []
-    return [
-        f"nothing was recorded by rank {', '.join(missing)} of {info.ranks}; the figures cover the others"
-    ]
+    """Name the ranks that recorded nothing, or stopped early; figures then cover the others only."""
+    ends: dict[int, int] = {}
+    for part in parts:
+        last = max((int(rows.step.max()) for rows in part.rows.values() if len(rows.step)), default=-1)
+        ends[part.name.rank] = max(last, ends.get(part.name.rank, -1))
+    missing = [rank for rank in range(info.ranks) if rank not in ends]
+    problems = []
+    if ends and missing:
+        names = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+        problems.append(f"nothing was recorded by {names} of {info.ranks}; the figures cover the others")
+    if info.status != "running":
+        problems += [
+            f"rank {rank} recorded nothing after step {end}; later figures cover the others"
+            for rank, end in sorted(ends.items())
+            if end < max(ends.values()) and rank < info.ranks
+        ]
+    return problems

@@ -78,3 +78,14 @@ def parse_parquet_name(name: str) -> tuple[SegmentName, int] | None:
     """Return what a Parquet file holds and its checksum, None if gradscope gave no such name."""
     match = _PARQUET.fullmatch(name)
     return (SegmentName(*map(int, match.groups()[:3])), int(match[4], 16)) if match else None
+
+
+def events_name(rank: int) -> str:
+    """Return the file name of a rank's events."""
+    return "events.jsonl" if rank == 0 else f"events-{rank:04d}.jsonl"
+
+
+def rank_of_events(name: str) -> int | None:
+    """Return the rank whose events a file holds, None if gradscope gave no such name."""
+    match = re.fullmatch(r"events(?:-(\d{4,9}))?\.jsonl", name)
+    return int(match[1] or 0) if match else None

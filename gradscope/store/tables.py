@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -12,36 +13,43 @@ from gradscope.store.merge import merge_groups
 from gradscope.store.parts import Part, Rows
 from gradscope.store.schema import Table
 
-Limits = dict[tuple[int, int], float]
 
-
-def limits(parts: Sequence[Part], ranks: int) -> Limits:
-    """Return, for each (rank, attempt), the step from which a later attempt took over.
+@dataclass(frozen=True)
+class Restarts:
+    """Where restarts took over: the first step that each attempt of each rank recorded.
 
     Like TensorBoard's purge: training that was started again from a checkpoint replaces all that follows
     its first step, also the steps that it hasn't reached. Ranks that a restart no longer has end with it.
     """
+
+    first: Mapping[int, Mapping[int, float]]
+    ranks: int
+
+    def limit(self, rank: int, attempt: int) -> float:
+        """Return the step from which an attempt no longer counts."""
+        later = [step for other, step in self.first.get(rank, {}).items() if other > attempt]
+        main = self.first.get(0, {})
+        if rank >= self.ranks and len(main) > 1:
+            later.append(main[max(main)])
+        return min(later, default=np.inf)
+
+
+def restarts(parts: Sequence[Part], ranks: int) -> Restarts:
+    """Return where restarts took over in a run of this many ranks."""
     first: dict[int, dict[int, float]] = defaultdict(dict)
     for part in parts:
         steps = [float(rows.step.min()) for rows in part.rows.values() if len(rows.step)]
         known = first[part.name.rank].get(part.name.attempt, np.inf)
         first[part.name.rank][part.name.attempt] = min([known, *steps])
-    result = {}
-    for rank, attempts in first.items():
-        ended = first[0][max(first[0])] if rank >= ranks and len(first.get(0, {})) > 1 else np.inf
-        for attempt in attempts:
-            result[rank, attempt] = min(
-                [ended, *(step for later, step in attempts.items() if later > attempt)]
-            )
-    return result
+    return Restarts(first, ranks)
 
 
-def assemble(table: Table, parts: Sequence[Part], cut: Limits, names: Sequence[str]) -> pd.DataFrame:
+def assemble(table: Table, parts: Sequence[Part], cut: Restarts, names: Sequence[str]) -> pd.DataFrame:
     """Return one table of the run; rows sorted by step and in the order of names."""
     pieces = [(part, part.rows[table.name]) for part in parts if table.name in part.rows]
     order = list(dict.fromkeys([*names, *(name for _, rows in pieces for name in rows.names)]))
     columns = _columns(table, [rows for _, rows in pieces])
-    kept = [_kept(rows, cut.get((part.name.rank, part.name.attempt), np.inf)) for part, rows in pieces]
+    kept = [_kept(rows, cut.limit(part.name.rank, part.name.attempt)) for part, rows in pieces]
     step = _concatenate([rows.step for rows in kept], np.int64)
     codes = _concatenate([_recoded(rows, order) for rows in kept], np.int32)
     ranks = _concatenate(

@@ -19,6 +19,7 @@ from gradscope.store.schema import (
     FORMAT_VERSION,
     TABLES,
     SegmentName,
+    events_name,
     parse_journal_name,
     parse_parquet_name,
 )
@@ -51,9 +52,11 @@ class RunWriter:
         try:
             self._prepare()
             before = self._earlier_info()
-            restarts = before.restarts + 1 if before else self._attempt
+            if before is not None:
+                self._attempt = max(self._attempt, before.restarts + 1)
             started = (before.started if before else "") or info.started or _now()
-            self._info = replace(info, started=started, restarts=restarts)
+            self._info = replace(info, started=started, restarts=self._attempt)
+            self._resumed = self.rank == 0 and self._attempt > 0
             self._write_info()
         except OSError as error:
             reason = error.strerror or str(error)
@@ -109,7 +112,6 @@ class RunWriter:
             (self.path / name).mkdir(parents=True, exist_ok=True)
         earlier = _segment_names(self.path, self.rank)
         self._attempt = max((name.attempt + 1 for name in earlier), default=0)
-        self._resumed = bool(earlier)
         self._seal_left()
 
     def _earlier_info(self) -> RunInfo | None:
@@ -163,11 +165,6 @@ class RunWriter:
             if journal.exists():
                 with suppress(JournalError):
                     seal(self.path, journal)
-
-
-def events_name(rank: int) -> str:
-    """Return the file name of a rank's events."""
-    return "events.jsonl" if rank == 0 else f"events-{rank:04d}.jsonl"
 
 
 def _segment_names(run: Path, rank: int) -> list[SegmentName]:

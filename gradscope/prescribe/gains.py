@@ -2,7 +2,8 @@
 
 Gains of the root mean square, by mean-field theory of wide networks without skips: Poole et al. 2016 and
 Schoenholz et al. 2017 at the signal's fixed point, sqrt(sigma_w² E[phi'²]); Yang et al. 2019 for batch
-normalisation before the activation, sqrt(E[phi'²] / Var[phi]); for layer normalisation sqrt(E[phi'²] / E[phi²]).
+normalisation before the activation, sqrt(E[phi'²] / Var[phi]); for layer normalisation it is
+sqrt(E[phi'²] / E[phi²]).
 """
 
 from __future__ import annotations

@@ -103,7 +103,8 @@ def match_shapes(case: Case) -> Remedy | None:
     return Remedy(
         "loss",
         "Give predictions and targets the same shape",
-        f"Shapes {told} broadcast to (N, N): the loss then compares every prediction with every target, and the "
+        f"Shapes {told} broadcast to (N, N): the loss then compares every prediction with every target, and "
+        "the "
         "best answer is the mean.",
         block(
             "predictions = model(inputs)",

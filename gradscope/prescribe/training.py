@@ -27,6 +27,7 @@ class TrainingChange:
     warmup_steps: steps over which the rate rises linearly from near 0. optimizer: class name in torch.optim;
     options: further arguments of the optimizer, such as "eps" or "momentum". scale_inputs, scale_targets:
     standardise them with mean and deviation of the training data. precision: as Lightning's Trainer names it.
+    all_parameters: every trainable parameter of the model gets into the optimizer.
     """
 
     rate: float | None = None
@@ -39,6 +40,7 @@ class TrainingChange:
     scale_inputs: bool = False
     scale_targets: bool = False
     precision: str | None = None
+    all_parameters: bool = False
 
     def __bool__(self) -> bool:
         """Say whether anything changes."""

@@ -1,0 +1,152 @@
+"""Draw weights anew: He, Xavier, LeCun, orthogonal by each layer's own activation, or LSUV from a batch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from gradscope.errors import SurgeryRefused
+from gradscope.prescribe.gains import scheme_for
+from gradscope.prescribe.surgery.running import run
+from gradscope.prescribe.surgery.structure import RECURRENT, Levels, weighted
+
+_LEAST_VARIANCE, _MOST_PASSES, _TOLERANCE = 1e-12, 10, 0.05  # of LSUV, Mishkin & Matas 2016
+
+
+def _he(weight: Tensor) -> None:
+    nn.init.kaiming_normal_(weight, nonlinearity="relu")
+
+
+def _lecun(weight: Tensor) -> None:
+    nn.init.kaiming_normal_(weight, nonlinearity="linear")
+
+
+SCHEMES: dict[str, Callable[[Tensor], object]] = {
+    "he": _he,
+    "lecun": _lecun,
+    "xavier": nn.init.xavier_normal_,
+    "orthogonal": nn.init.orthogonal_,
+}
+
+
+def initialize(model: nn.Module, action: Mapping[str, Any], batch: Any) -> None:
+    """Draw the weights of layers by a scheme and set their biases to zero, in place."""
+    scheme = action["scheme"]
+    layers = _layers(model, action.get("layers"))
+    levels = Levels(model)
+    for name, layer in layers.items():
+        chosen = scheme.get(name, "own") if isinstance(scheme, Mapping) else scheme
+        if isinstance(layer, RECURRENT):
+            _initialize_recurrence(layer)
+        else:
+            _draw(name, layer, "orthogonal" if chosen == "lsuv" else chosen, levels)
+    if scheme == "lsuv":
+        _scale_to_unit_variance(model, layers, batch)
+
+
+def activation_behind(levels: Levels, name: str) -> str | None:
+    """Return the activation that a layer's output goes through, None if there is none to be seen."""
+    try:
+        behind = levels.behind(name)
+    except SurgeryRefused:
+        return None
+    return behind.level.activation(behind.activation) if behind else None
+
+
+def _layers(model: nn.Module, names: list[str] | None) -> dict[str, nn.Module]:
+    recurrent = {name: module for name, module in model.named_modules() if isinstance(module, RECURRENT)}
+    known: dict[str, nn.Module] = {**weighted(model), **recurrent}
+    if not names:
+        tied = _tied(model)
+        chosen = {
+            name: layer for name, layer in known.items() if id(layer._parameters.get("weight")) not in tied
+        }
+    else:
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise SurgeryRefused(f"{missing[0]!r} is no linear, convolution or recurrent layer of the model")
+        chosen = {name: known[name] for name in names}
+    if not chosen:
+        raise SurgeryRefused("the model has no linear, convolution or recurrent layer to initialise")
+    return chosen
+
+
+def _tied(model: nn.Module) -> set[int]:
+    """Return the identities of the parameters that several modules share."""
+    holders = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    return {identity for identity, count in holders.items() if count > 1}
+
+
+def _draw(name: str, layer: nn.Module, scheme: str, levels: Levels) -> None:
+    if scheme == "own":
+        scheme = scheme_for(activation_behind(levels, name))
+    if scheme not in SCHEMES:
+        raise SurgeryRefused(f"unknown initialisation {scheme!r}; known are own, lsuv, {', '.join(SCHEMES)}")
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        raise SurgeryRefused(
+            f"the weight of {name} is computed (weight norm or the like); set its own parameters"
+        )
+    if nn.parameter.is_lazy(weight):
+        raise SurgeryRefused(f"{name} has no shape yet; run the model on a batch first")
+    with torch.no_grad():
+        SCHEMES[scheme](weight)
+        bias = layer._parameters.get("bias")
+        if bias is not None:
+            bias.zero_()
+
+
+def _initialize_recurrence(layer: nn.Module) -> None:
+    """Make each gate's recurrent block orthogonal, and open the forget gates (Jozefowicz et al. 2015)."""
+    gated = isinstance(layer, (nn.LSTM, nn.LSTMCell))
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if "weight_hh" in name:
+                for gate in parameter.split(parameter.shape[1]):
+                    nn.init.orthogonal_(gate)
+            elif "weight_ih" in name:
+                nn.init.xavier_uniform_(parameter)
+            elif "bias" in name:
+                parameter.zero_()
+                if gated and "bias_ih" in name:
+                    quarter = parameter.shape[0] // 4
+                    parameter[quarter : 2 * quarter] = 1.0
+
+
+def _scale_to_unit_variance(model: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> None:
+    """Scale each layer, in execution order, until its output has variance 1 on the batch (LSUV)."""
+    if batch is None:
+        raise SurgeryRefused("LSUV scales layers by what a batch gives; hand one in")
+    order: list[nn.Module] = []
+    handles = [
+        layer.register_forward_hook(lambda module, _, output: order.append(module))
+        for layer in layers.values()
+        if isinstance(layer, (nn.Linear, _ConvNd))
+    ]
+    try:
+        run(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer in dict.fromkeys(order):
+        _scale(model, layer, batch)
+
+
+def _scale(model: nn.Module, layer: nn.Module, batch: Any) -> None:
+    seen: list[float] = []
+    handle = layer.register_forward_hook(lambda module, _, output: seen.append(float(output.var())))
+    try:
+        for _ in range(_MOST_PASSES):
+            seen.clear()
+            run(model, batch)
+            if not seen or seen[0] < _LEAST_VARIANCE or abs(seen[0] - 1) < _TOLERANCE:
+                return
+            with torch.no_grad():
+                layer._parameters["weight"].div_(seen[0] ** 0.5)  # type: ignore[union-attr]
+    finally:
+        handle.remove()

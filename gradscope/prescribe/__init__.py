@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradscope.prescribe.case import Case
-from gradscope.prescribe.fixes import find_zero_gradients, treat_cause
+from gradscope.prescribe.fixes import treat_cause
 from gradscope.prescribe.table import TABLE
 from gradscope.prescribe.training import Clipping, TrainingChange, training_change
 from gradscope.records import Finding, Remedy, Run
@@ -19,5 +19,9 @@ def prescribe(finding: Finding, run: Run, settings: Settings | None = None) -> t
     case = Case(finding, run, settings or Settings())
     if finding.caused_by:
         return (treat_cause(case),)
-    found = [remedy for suggest in TABLE.get(finding.rule, ()) if (remedy := suggest(case)) is not None]
-    return tuple(found[:MOST_REMEDIES]) or (find_zero_gradients(case),)
+    found: dict[str, Remedy] = {}
+    for suggest in TABLE.get(finding.rule, ()):
+        remedy = suggest(case)
+        if remedy is not None:
+            found.setdefault(remedy.title, remedy)
+    return tuple(found.values())[:MOST_REMEDIES]

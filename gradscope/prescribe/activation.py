@@ -5,6 +5,7 @@ from __future__ import annotations
 from gradscope.prescribe.case import Case
 from gradscope.prescribe.gains import born_dead, gain_with, scheme_for
 from gradscope.prescribe.initialization import (
+    FADED,
     NAMES,
     expect_gain,
     gain_before,
@@ -37,11 +38,12 @@ TITLES = {
 }
 # Above this probability that a layer is born dead, a rectifier without a leak is no cure (Lu et al. 2019).
 _RISK = 0.02
+_ALL = 0.999
 
 
 def replace_squashing(case: Case) -> Remedy | None:
     """Put ReLU and He's initialisation, or tanh and Xavier's in narrow deep networks, for a sigmoid."""
-    if case.activation not in SQUASHING:
+    if case.activation not in SQUASHING or (case.finding.rule == "poor-initialization" and _shallow(case)):
         return None
     risk = born_dead(len(case.hidden), case.width)
     target = "relu" if risk < _RISK else "tanh"
@@ -85,8 +87,8 @@ def leak(case: Case) -> Remedy | None:
     """Put LeakyReLU for ReLU: units that are never active still get a gradient."""
     if case.activation not in RECTIFIERS:
         return None
-    share = case.number("dead_share") or case.number("dead_unit_fraction") or case.number("dead_fraction")
-    seen = f"{100 * share:.0f} % of the units" if share else "Some units"
+    share = case.number("dead_fraction")
+    seen = f"Up to {100 * share:.0f} % of a layer's units" if share else "Some units"
     why = (
         f"{seen} are active for no sample, and ReLU passes no gradient to them; LeakyReLU passes 1 % of it, "
         "so they can come back (Maas et al. 2013)."
@@ -106,12 +108,26 @@ def self_normalize(case: Case) -> Remedy | None:
     return replacement(case, "selu", why, initial=True)
 
 
+def leak_if_dead(case: Case) -> Remedy | None:
+    """Put LeakyReLU for ReLU where a layer's outputs are all zero."""
+    zero = case.run.layer_table("activation_zero_fraction")
+    names = [layer.name for layer in case.run.layers if layer.activation in RECTIFIERS]
+    all_zero = len(zero) and (zero[names].tail(5).median() > _ALL).any() if names else False
+    return leak(case) if all_zero else None
+
+
 def smooth(case: Case) -> Remedy | None:
     """Put ELU for ReLU: a slope below zero that fades, but isn't 0 at once."""
     if case.activation not in RECTIFIERS:
         return None
     why = "ELU has a slope below zero too and a mean nearer to 0 (Clevert et al. 2016), so units recover."
     return replacement(case, "elu", why, expected="Slope of an inactive unit 0 → exp(x), above 0 everywhere.")
+
+
+def _shallow(case: Case) -> bool:
+    """Say whether the best initialisation alone would carry the gradient through all layers."""
+    gain = gain_with(scheme_for(case.activation), case.activation)
+    return gain is not None and gain**case.depth > FADED
 
 
 def replacement(

@@ -103,8 +103,9 @@ class Case:
         counts = Counter(name for name in seen if name not in _NOT_HIDDEN)
         return counts.most_common(1)[0][0] if counts else None
 
-    def activation_layers(self, names: tuple[str, ...] = ()) -> tuple[LayerInfo, ...]:
-        """Return the activation modules behind hidden layers; with `names`, those of these activations."""
+    @cached_property
+    def activation_layers(self) -> tuple[LayerInfo, ...]:
+        """The activation modules behind hidden layers."""
         behind = {
             self.activation_behind[layer.name].name for layer in self.hidden if self.activation_of(layer)
         }
@@ -213,6 +214,14 @@ class Case:
         values = _finite(table[names].to_numpy())
         values = values[values > 0]
         return float(np.median(values)) if len(values) else None
+
+    @cached_property
+    def peak_update_ratio(self) -> float | None:
+        """Largest of the weights' median |update| / |weight| over the recorded steps, None if nothing moved."""
+        table = self.run.parameter_table("update_ratio")
+        rows = table[[item.name for item in self.weights if item.name in table.columns]].median(axis=1)
+        values = _finite(rows.to_numpy())
+        return float(values.max()) if len(values) else None
 
     @cached_property
     def grad_norms(self) -> np.ndarray:

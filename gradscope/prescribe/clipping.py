@@ -9,6 +9,7 @@ from gradscope.prescribe.paste import block, figure
 from gradscope.records import Remedy
 
 _WINDOW = 50
+_BLOWN_UP = 100.0
 # The largest update of plain SGD that a limit may allow, as a share of the weights' norm.
 _LARGEST_STEP = 1e-2
 
@@ -31,6 +32,25 @@ def clip(case: Case) -> Remedy | None:
         f"Largest gradient norm {figure(float(norms.max()))} → {figure(limit)}; directions are kept.",
         {"do": "train", "clipping": {"algorithm": "norm", "limit": limit}},
     )
+
+
+def clip_recurrence(case: Case) -> Remedy | None:
+    """Clip first of all where a gradient explodes through time: no initialisation holds while it learns."""
+    return clip(case) if case.recurrent else None
+
+
+def clip_if_blown_up(case: Case) -> Remedy | None:
+    """Clip where gradients or steps were out of proportion before the end."""
+    return clip(case) if blown_up(case) else None
+
+
+def blown_up(case: Case) -> bool:
+    """Say whether gradients grew 100-fold, or steps were larger than 3 % of the weights, before the end."""
+    norms = case.grad_norms
+    grown = len(norms) > 1 and float(norms[-5:].max()) > _BLOWN_UP * float(np.median(norms[:5]))
+    steep = case.peak_update_ratio is not None and case.peak_update_ratio > case.settings.update_ratio_high
+    large = len(norms) > 0 and float(norms[-1]) > _BLOWN_UP * (case.weight_norm or np.inf)
+    return grown or steep or large
 
 
 def clip_adaptively(case: Case) -> Remedy | None:
@@ -63,9 +83,10 @@ def clip_adaptively(case: Case) -> Remedy | None:
 def loosen(case: Case) -> Remedy | None:
     """Raise a limit that cuts nearly every step to the 90th percentile of the norms."""
     norms = non_spikes(case)
-    if not len(norms):
-        return None
-    limit = _two_digits(float(np.percentile(norms, 90)))
+    told = case.number("norm_p90")
+    if not len(norms) and told is None:
+        return stop_clipping(case)
+    limit = _two_digits(told or float(np.percentile(norms, 90)))
     old = case.number("clip_value") or case.fact("clip_value")
     before = f" from {figure(old)}" if isinstance(old, (int, float)) else ""
     return Remedy(
@@ -83,19 +104,23 @@ def loosen(case: Case) -> Remedy | None:
 def stop_clipping(case: Case) -> Remedy | None:
     """Take the clipping away where the norms show no spikes."""
     norms = case.grad_norms
-    if not len(norms) or len(non_spikes(case)) < len(norms):
+    if len(non_spikes(case)) < len(norms):
         return None
     code = (
         f"{case.trainer}\n\ntrainer = pl.Trainer(gradient_clip_val=None)"
         if case.trainer
         else "# delete the call of torch.nn.utils.clip_grad_norm_ or clip_grad_value_"
     )
+    seen = (
+        f"None of {len(norms)} recorded norms is a spike: the largest is {figure(float(norms.max()))}, the "
+        f"median {figure(float(np.median(norms)))}."
+        if len(norms)
+        else "A limit that cuts nearly every step is a smaller learning rate by another name."
+    )
     return Remedy(
         "clipping",
         "Do without clipping",
-        f"None of {len(norms)} recorded norms is a spike: the largest is {figure(float(norms.max()))}, the "
-        "median "
-        f"{figure(float(np.median(norms)))}.",
+        seen,
         code,
         "Share of clipped steps → 0.",
         {"do": "train", "clipping": {"algorithm": "none"}},

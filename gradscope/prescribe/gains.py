@@ -59,6 +59,8 @@ SCHEMES: dict[str, str] = {
     "selu": "lecun",
 }
 
+_SLOPES = {"relu": 0.0, "leaky_relu": 0.01, "prelu": 0.25, "identity": 1.0}  # below zero
+
 
 def scheme_for(activation: str | None) -> str:
     """Return the initialisation that suits an activation: "he", "lecun" or "xavier"."""
@@ -73,6 +75,19 @@ def gain_with(scheme: str, activation: str | None) -> float | None:
     gains = GAINS.get(activation or "")
     column = {"lecun": "xavier", "orthogonal": "xavier", "group": "layer"}.get(scheme, scheme)
     return None if gains is None else float(getattr(gains, column))
+
+
+def gain_at(activation: str | None, weight_variance: float | None) -> float | None:
+    """Return the gain per layer where it has a closed form in fan-in times weight variance, else None.
+
+    Rectifiers: sqrt(sigma_w² (1 + slope²) / 2); bounded functions of slope 1 up to sigma_w² = 1: sigma_w.
+    """
+    if weight_variance is None or weight_variance <= 0:
+        return None
+    if activation in _SLOPES:
+        return float((weight_variance * (1 + _SLOPES[activation] ** 2) / 2) ** 0.5)
+    unit_slope = activation in ("tanh", "hardtanh", "softsign") and weight_variance <= 1
+    return float(weight_variance**0.5) if unit_slope else None
 
 
 def born_dead(depth: int, width: float) -> float:

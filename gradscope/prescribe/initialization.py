@@ -7,7 +7,7 @@ from collections import defaultdict
 from statistics import median
 
 from gradscope.prescribe.case import Case
-from gradscope.prescribe.gains import gain_with, scheme_for
+from gradscope.prescribe.gains import gain_at, gain_with, scheme_for
 from gradscope.prescribe.paste import block, figure, name_list, some, through
 from gradscope.records import LayerInfo, Remedy
 
@@ -27,16 +27,30 @@ _CALLS = {
 # sigma_w² of a square layer, and how far from it counts as the same initialisation.
 _VARIANCE = {"he": 2.0, "xavier": 1.0, "lecun": 1.0, "orthogonal": 1.0}
 _SAME = 1.3
-_FADED = 1e-3
+_AT_ONCE = 2
+FADED = 1e-3  # a gradient of which less than this arrives at the first layer has vanished
 
 
 def initialize(case: Case) -> Remedy | None:
     """Give each layer the initialisation that suits its activation, if that improves the gain."""
+    scheme = scheme_for(case.activation)
+    if _already(case, scheme) or not _improves(gain_before(case), gain_with(scheme, case.activation), case):
+        return None
+    return reinitialize(case)
+
+
+def initialize_if_at_once(case: Case) -> Remedy | None:
+    """Initialise by each layer's activation where numbers overflowed in the first steps already."""
+    return initialize(case) if case.finding.first_step <= _AT_ONCE else None
+
+
+def reinitialize(case: Case) -> Remedy | None:
+    """Give each layer the initialisation that suits its activation."""
     layers = initializable(case)
     activation = case.activation
     scheme = scheme_for(activation)
     before, after = gain_before(case), gain_with(scheme, activation)
-    if not layers or _already(case, scheme) or not _improves(before, after, case):
+    if not layers:
         return None
     return Remedy(
         "initialization",
@@ -52,7 +66,7 @@ def break_symmetry(case: Case) -> Remedy | None:
     """Draw weights at random where they are constant, so that units stop being copies of each other."""
     blamed = set(case.finding.layers)
     layers = [layer for layer in initializable(case) if layer.name in blamed] or initializable(case)
-    if not layers:
+    if not layers or (case.finding.rule != "symmetric-weights" and not _constant(case, layers)):
         return None
     return Remedy(
         "initialization",
@@ -154,10 +168,10 @@ def expect_gain(case: Case, before: float | None, after: float | None) -> str:
 
 
 def gain_before(case: Case) -> float | None:
-    """Return the gradient's gain per layer of this run; the finding's, or what torch's default gives."""
-    if case.finding.rule.endswith("-gradient") and case.gain:
+    """Return the gain per layer of this run: measured, predicted, or from the initial weights; None if unknown."""
+    if case.finding.rule.endswith(("-gradient", "-signal")) and case.gain:
         return case.gain
-    return case.number("predicted_gain") if case.finding.rule.endswith("-gradient") else None
+    return gain_at(case.activation, weight_variance(case))
 
 
 def weight_variance(case: Case) -> float | None:
@@ -181,6 +195,16 @@ def _activation(case: Case, layer: LayerInfo, activation: str | None) -> str | N
     return activation if activation and own and hidden else own
 
 
+def _constant(case: Case, layers: list[LayerInfo]) -> bool:
+    """Say whether the weight of one of the layers started with equal entries, or equal units."""
+    names = {name for layer in layers for name in layer.parameters}
+    return any(
+        item.initial.get("std") == 0 or item.initial.get("unit_spread") == 0
+        for item in case.run.parameters
+        if item.role == "weight" and item.name in names
+    )
+
+
 def _already(case: Case, scheme: str) -> bool:
     variance = weight_variance(case)
     return variance is not None and 1 / _SAME < variance / _VARIANCE[scheme] < _SAME
@@ -189,7 +213,7 @@ def _already(case: Case, scheme: str) -> bool:
 def _improves(before: float | None, after: float | None, case: Case) -> bool:
     if after is None:
         return True
-    if after**case.depth < _FADED:
+    if after**case.depth < FADED:
         return False
     return before is None or abs(math.log(after)) < abs(math.log(before))
 

@@ -3,107 +3,109 @@
 from __future__ import annotations
 
 from gradscope.prescribe.case import Case
-from gradscope.prescribe.paste import block, some
+from gradscope.prescribe.paste import block
 from gradscope.prescribe.scaling import is_regression
 from gradscope.records import LayerInfo, Remedy
 
-_SOFTMAX = ("softmax", "log_softmax", "softmin")
+_SOFTMAX = ("softmax", "softmin")
+_BY_FUNCTION = {"SoftmaxBackward0": "softmax", "SigmoidBackward0": "sigmoid", "TanhBackward0": "tanh"}
+_BROADCAST = 5.0  # the code of output-mismatch's evidence for shapes that broadcast
 
 
-def output_activations(case: Case) -> list[LayerInfo]:
-    """Return the activations between the output layers and the loss."""
+def output_modules(case: Case) -> list[LayerInfo]:
+    """Return the activation modules between the output layers and the loss."""
+    behind = [case.activation_behind.get(name) for name in sorted(case.outputs)]
     return list(
-        {
-            behind.name: behind for name in case.outputs if (behind := case.activation_behind.get(name))
-        }.values()
+        {layer.name: layer for layer in behind if layer is not None and layer.role == "activation"}.values()
+    )
+
+
+def output_activation(case: Case) -> str | None:
+    """Return the activation at the output, be it a module or a call."""
+    for name in sorted(case.outputs):
+        if name in case.activation_behind:
+            return case.activation_behind[name].activation
+    functions = [str(name) for name in case.run.info.loss.get("functions", ())]
+    return next((_BY_FUNCTION[name] for name in functions if name in _BY_FUNCTION), None)
+
+
+def use_single_score(case: Case) -> Remedy | None:
+    """Put a sigmoid in the loss for a softmax over a single unit."""
+    widths = {case.units(case.run.layer(name)) for name in case.outputs}
+    told = case.number("mismatch") == 1.0
+    if not told and not (widths == {1} and output_activation(case) in _SOFTMAX):
+        return None
+    modules = [layer.name for layer in output_modules(case)]
+    return Remedy(
+        "loss",
+        "Take the softmax off the single output and use BCEWithLogitsLoss",
+        "A softmax over one unit is always 1, and its gradient always 0; a single score needs a sigmoid, "
+        "which "
+        "this loss applies itself, without rounding sure answers to log(0).",
+        block(
+            "import torch",
+            "",
+            _without(modules),
+            "loss_function = torch.nn.BCEWithLogitsLoss()  # on raw scores; targets 0. and 1., same shape",
+        ),
+        "Gradient of the score 0 → probability − target.",
+        _drop(modules),
     )
 
 
 def drop_output_activation(case: Case) -> Remedy | None:
     """Take away an output activation that the loss applies itself, or that keeps the targets out of reach."""
-    found = output_activations(case)
-    if not found or (found[0].activation == "sigmoid" and _takes(case, "BinaryCrossEntropyBackward")):
+    kind = output_activation(case)
+    if kind is None or case.number("mismatch") == _BROADCAST:
         return None
-    kind = found[0].activation or "activation"
-    names = [layer.name for layer in found]
-    modules = [layer.name for layer in found if layer.role == "activation"]
+    modules = [layer.name for layer in output_modules(case)]
     why = (
-        f"The loss takes raw scores and applies its own softmax or sigmoid; with {kind} before it the "
-        "gradient is "
-        "squashed twice."
-        if not is_regression(case)
-        else f"{kind} bounds the output, so targets outside its range can't be reached; a regression ends "
-        "linear."
+        f"{kind} bounds the output, so targets outside its range can't be reached; a regression ends linear."
+        if is_regression(case)
+        else f"The loss takes raw scores; {kind} before it squashes the gradient and bounds what can be said."
     )
-    code = (
-        block(
-            "import torch",
-            "",
-            f"for name in {modules!r}:",
-            '    parent, _, child = name.rpartition(".")',
-            "    setattr(model.get_submodule(parent), child, torch.nn.Identity())",
-        )
-        if modules
-        else f"# in forward(): return what {some(names)} gives, without {kind}"
-    )
-    action = {"do": "replace-activation", "to": "identity", "layers": modules} if modules else {}
     return Remedy(
         "loss",
         f"Take {kind} away from the output",
         why,
-        code,
+        block("import torch", "", _without(modules))
+        if modules
+        else f"# in forward() or in the training step: give the loss the raw scores, without {kind}",
         "Slope between loss and output layer → 1; outputs unbounded.",
-        action,
+        _drop(modules),
     )
 
 
 def use_logits(case: Case) -> Remedy | None:
     """Use a loss that takes raw scores and is exact for sure ones."""
-    if is_regression(case) and not _single_softmax(case):
+    if is_regression(case):
         return None
-    single = all((case.units(case.run.layer(name)) or 0) == 1 for name in case.outputs)
-    if case.outputs and single:
-        return Remedy(
-            "loss",
-            "Use BCEWithLogitsLoss on the single output",
-            "Softmax over one unit is always 1, and its gradient always 0; a single score needs a sigmoid, "
-            "which this "
-            "loss applies itself, without rounding sure answers to log(0).",
-            block(
-                "import torch",
-                "",
-                "loss_function = torch.nn.BCEWithLogitsLoss()  # on raw scores; targets 0. and 1. of the "
-                "same shape",
-            ),
-            "Gradient of the score: probability − target, never exactly 0 while wrong.",
-        )
+    single = bool(case.outputs) and {case.units(case.run.layer(name)) for name in case.outputs} == {1}
+    loss = "BCEWithLogitsLoss" if single else "CrossEntropyLoss"
+    takes = "targets 0. and 1., same shape" if single else "scores (N, classes), targets: class indices (N,)"
     return Remedy(
         "loss",
-        "Use cross-entropy on raw scores",
-        "CrossEntropyLoss combines log-softmax and likelihood in one exact step: no log(0) for sure "
-        "answers, and a "
-        "gradient of probability − target at every output.",
-        block(
-            "import torch",
-            "",
-            "loss_function = torch.nn.CrossEntropyLoss()  # on raw scores of shape (N, classes); targets: "
-            "class indices",
-        ),
-        "Initial loss ≈ ln(classes); gradient at the output between −1 and 1.",
+        f"Use {loss} on raw scores",
+        f"{loss} takes {'sigmoid' if single else 'log-softmax'} and likelihood in one exact step: no log(0) "
+        "for "
+        "sure answers, and a gradient of probability − target at every output.",
+        block("import torch", "", f"loss_function = torch.nn.{loss}()  # {takes}"),
+        "Initial loss ≈ ln 2 = 0.69." if single else "Initial loss ≈ ln(number of classes).",
     )
 
 
 def match_shapes(case: Case) -> Remedy | None:
     """Bring predictions and targets to one shape, where broadcasting compares each with every other."""
     shapes = case.run.info.loss.get("shapes", ())
-    if not is_regression(case) and not shapes:
+    told = case.number("mismatch")
+    if told != _BROADCAST and (told is not None or not is_regression(case)):
         return None
     different = len({str(shape) for shape in shapes}) > 1
-    told = " and ".join(str(shape) for shape in shapes) if different else "(N, 1) and (N,)"
+    named = " and ".join(str(tuple(shape)) for shape in shapes) if different else "(N, 1) and (N,)"
     return Remedy(
         "loss",
         "Give predictions and targets the same shape",
-        f"Shapes {told} broadcast to (N, N): the loss then compares every prediction with every target, and "
+        f"Shapes {named} broadcast to (N, N): the loss then compares every prediction with every target, and "
         "the "
         "best answer is the mean.",
         block(
@@ -133,9 +135,16 @@ def robust_loss(case: Case) -> Remedy | None:
     )
 
 
-def _takes(case: Case, function: str) -> bool:
-    return any(str(name).startswith(function) for name in case.run.info.loss.get("functions", ()))
+def _without(modules: list[str]) -> list[str]:
+    """Return the lines that replace modules by the identity."""
+    if not modules:
+        return ["# in forward() or in the training step: give the loss the raw scores"]
+    return [
+        f"for name in {modules!r}:",
+        '    parent, _, child = name.rpartition(".")',
+        "    setattr(model.get_submodule(parent), child, torch.nn.Identity())",
+    ]
 
 
-def _single_softmax(case: Case) -> bool:
-    return any(layer.activation in _SOFTMAX for layer in output_activations(case))
+def _drop(modules: list[str]) -> dict[str, object]:
+    return {"do": "replace-activation", "to": "identity", "layers": modules} if modules else {}

@@ -128,6 +128,8 @@ def _candidates(case: Case) -> list[str]:
     batch = case.fact("batch_size")
     small = isinstance(batch, int) and batch < _SMALLEST_BATCH
     other = "group" if case.convolutional else "layer"
+    sequences = any(layer.role == "linear" and len(layer.output_shape or ()) > 2 for layer in case.hidden)
+    small = small or sequences  # BatchNorm1d would take the steps of a sequence for its channels
     if small or (case.depth > DEEPEST_BATCH_NORM and not case.skips):
         return [other]
     return ["batch", other]

@@ -54,9 +54,8 @@ def use_sgd(case: Case) -> Remedy | None:
 
 def lower_epsilon(case: Case) -> Remedy | None:
     """Lower Adam's epsilon below the gradients' size."""
-    if not case.adaptive:
-        return None
-    old = case.option("eps") or 1e-8
+    old = case.number("eps") or case.option("eps") or 1e-8
+    kind = case.optimizer or "Adam"
     table = case.run.parameter_table("second_moment_rms").to_numpy()
     sizes = np.sqrt(table[np.isfinite(table) & (table > 0)])
     size = float(np.percentile(sizes, 10)) if len(sizes) else None
@@ -67,10 +66,10 @@ def lower_epsilon(case: Case) -> Remedy | None:
     seen = f"gradients of size {figure(size)}" if size else "gradients of this size"
     return Remedy(
         "optimizer",
-        f"Lower {case.optimizer}'s epsilon from {figure(old)} to {figure(epsilon)}",
+        f"Lower {kind}'s epsilon from {figure(old)} to {figure(epsilon)}",
         f"Epsilon is added to the root of the second moment; beside {seen} it is what the step is divided "
         "by, "
-        f"and {case.optimizer} becomes SGD with a tiny rate.",
+        f"and {kind} becomes SGD with a tiny rate.",
         block("for group in optimizer.param_groups:", f'    group["eps"] = {figure(epsilon)}'),
         f"Share of weights at the floor → about 0; epsilon {figure(epsilon / size) if size else '1e-4'} of "
         "the "
@@ -81,9 +80,9 @@ def lower_epsilon(case: Case) -> Remedy | None:
 
 def decay_less(case: Case) -> Remedy | None:
     """Lower weight decay to a usual figure."""
-    old = case.option("weight_decay")
-    usual = _DECAY.get(case.optimizer, _USUAL_DECAY)
-    new = rounded(min(usual, old / 10)) if old else 0.0
+    old = case.number("weight_decay") or case.option("weight_decay")
+    wanted = case.number("suggested_weight_decay") or _DECAY.get(case.optimizer, _USUAL_DECAY)
+    new = rounded(min(wanted, old / 10)) if old else 0.0
     shown = f" from {figure(old)}" if old else ""
     pull = (
         f"Each step takes lr × decay = {figure(old * case.lr)} of every weight away"
@@ -138,7 +137,7 @@ def optimize_all(case: Case) -> Remedy | None:
     blamed = list(case.finding.parameters)
     missing = blamed or [item.name for item in case.run.parameters if item.trained and item.group is None]
     if not missing:
-        return None
+        return _optimize_whole_model(case)
     return Remedy(
         "code",
         f"Give the optimizer {'the parameter' if len(missing) == 1 else 'the parameters'} {some(missing)}",
@@ -155,6 +154,23 @@ def optimize_all(case: Case) -> Remedy | None:
         ),
         f"Update ratio of {some(missing)} 0 → that of the others"
         + (f", {figure(case.update_ratio)}." if case.update_ratio else "."),
+        {"do": "train", "all_parameters": True},
+    )
+
+
+def _optimize_whole_model(case: Case) -> Remedy:
+    return Remedy(
+        "code",
+        "Give the optimizer every trainable parameter",
+        "Some trainable parameters are in no parameter group, so nothing ever updates them. Usual cause: the "
+        "optimizer was made before a layer was, or from a part of the model.",
+        block(
+            "known = {id(p) for group in optimizer.param_groups for p in group['params']}",
+            "forgotten = [p for p in model.parameters() if p.requires_grad and id(p) not in known]",
+            "if forgotten:",
+            '    optimizer.add_param_group({"params": forgotten})',
+        ),
+        "Every trainable parameter moves.",
         {"do": "train", "all_parameters": True},
     )
 

@@ -68,8 +68,6 @@ def scale_loss(case: Case) -> Remedy | None:
 
 def use_float32(case: Case) -> Remedy | None:
     """Train in float32."""
-    if not is_half(case):
-        return None
     code = (
         block(case.trainer, "", 'trainer = pl.Trainer(precision="32-true")')
         if case.trainer

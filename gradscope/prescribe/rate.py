@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gradscope.prescribe.case import Case
+from gradscope.prescribe.clipping import blown_up
 from gradscope.prescribe.paste import block, figure, rounded
 from gradscope.records import Remedy
 
@@ -12,14 +13,30 @@ _SMALLEST_CUT, _FALLBACK_CUT, _LARGEST_CUT = 3.0, 10.0, 1e4
 _WARMUP_SHARE = 0.1
 
 
+def lower_if_killed(case: Case) -> Remedy | None:
+    """Lower the rate where units died during training, not where they started dead."""
+    return None if case.number("dead_at_start") else lower(case)
+
+
+def lower_if_saturated_later(case: Case) -> Remedy | None:
+    """Lower the rate where units saturated during training, not where they started saturated."""
+    return lower(case) if case.number("saturated_at_start") == 0 else None
+
+
+def lower_if_blown_up(case: Case) -> Remedy | None:
+    """Lower the rate where gradients or steps were out of proportion before the end."""
+    return lower(case) if blown_up(case) else None
+
+
 def lower(case: Case) -> Remedy | None:
     """Lower the rate so that a step changes the weights by about 0.1 %."""
     if not case.lr:
         return None
     ratio = case.number("update_ratio") or case.update_ratio
-    cut = ratio / TARGET if ratio else _FALLBACK_CUT
+    told = case.number("suggested_factor")
+    cut = 1 / told if told else ratio / TARGET if ratio else _FALLBACK_CUT
     if cut < _SMALLEST_CUT:
-        cut = _SMALLEST_CUT if ratio and case.finding.rule == "dead-units" else _FALLBACK_CUT
+        cut = _FALLBACK_CUT
     rate = rounded(case.lr / min(cut, _LARGEST_CUT))
     measured = (
         f"A step changes the weights by {figure(ratio)} of their size in the median; networks that learn "
@@ -46,7 +63,8 @@ def higher(case: Case) -> Remedy | None:
     if not case.lr:
         return None
     ratio = case.number("update_ratio") or case.update_ratio
-    factor = min(max(TARGET / ratio, _SMALLEST_CUT), _LARGEST_CUT) if ratio else _FALLBACK_CUT
+    told = case.number("suggested_factor") or (TARGET / ratio if ratio else _FALLBACK_CUT)
+    factor = min(max(told, _SMALLEST_CUT), _LARGEST_CUT)
     rate = rounded(case.lr * factor)
     measured = (
         f"A step changes the weights by only {figure(ratio)} of their size" if ratio else "Updates are tiny"

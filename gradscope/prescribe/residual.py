@@ -30,6 +30,12 @@ def add_skips(case: Case) -> Remedy | None:
     )
 
 
+def skip_norms(case: Case) -> Remedy | None:
+    """Add skips where BatchNorm itself grows the gradient."""
+    grows = any(layer.kind.startswith(("BatchNorm", "SyncBatchNorm")) for layer in case.norms)
+    return add_skips(case) if grows else None
+
+
 def bridgeable(case: Case) -> list[LayerInfo]:
     """Return the hidden layers whose input and output have the same shape."""
     found = []

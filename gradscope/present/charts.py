@@ -79,6 +79,7 @@ def grid_figure(grid: Grid) -> go.Figure:
             "ticks": "outside",
             "tickmode": "array",
             "tickvals": [steps[place] for place in ticks],
+            "ticktext": [wording.short(grid.columns[place]) for place in ticks],
         },
         yaxis={
             "type": "category",
@@ -86,7 +87,7 @@ def grid_figure(grid: Grid) -> go.Figure:
             "automargin": True,
             "tickmode": "array",
             "tickvals": [labels[place] for place in places],
-            "ticktext": [_text(wording.elide(grid.rows[place], 22)) for place in places],
+            "ticktext": [_text(wording.elide(grid.rows[place], 26)) for place in places],
         },
     )
     return figure
@@ -217,56 +218,78 @@ def _whole_numbers(places: Sequence[int]) -> dict[str, Any]:
     return {"dtick": 1} if span < 8 else {"nticks": 10, "tickformat": "~s" if span > 9999 else "d"}
 
 
-_PANELS = {"loss": ("y", (0.62, 1.0)), "norm": ("y2", (0.24, 0.56)), "rate": ("y3", (0.0, 0.18))}
-
-
 def history_figure(history: History) -> go.Figure:
-    """Return loss, gradient norm and learning rate in three panels over one axis of steps."""
+    """Return loss, gradient norm and learning rate, where recorded, in panels over one axis of steps."""
     figure = go.Figure()
-    loss = [history.loss] if history.loss else []
-    panels = (("loss", "loss", loss), ("norm", "gradient norm", history.norms), ("rate", "lr", history.rates))
-    for panel, title, lines in panels:
-        axis, domain = _PANELS[panel]
-        for number, line in enumerate(lines):
-            figure.add_trace(_history_trace(panel, line, number, len(lines)))
-        figure.update_layout({axis.replace("y", "yaxis"): _value_axis(title, lines, domain)})
+    loss = (history.loss,) if history.loss else ()
+    known = [("loss", loss, 4), ("gradient norm", history.norms, 3), ("learning rate", history.rates, 2)]
+    panels = [(title, lines, share) for title, lines, share in known if lines]
+    for number, (title, lines, domain) in enumerate(_stacked(panels), start=1):
+        for place, line in enumerate(lines):
+            figure.add_trace(_history_trace(title, line, place, len(lines), f"y{number}"))
+        figure.update_layout({f"yaxis{number}": _value_axis(title, lines, domain)})
     _mark(figure, history.nonfinite_loss, loss, "loss is NaN or ∞", "x-thin")
     _mark(figure, history.skipped, loss, "update skipped (loss scaling)", "triangle-down-open")
-    steps = [step for _, _, lines in panels for line in lines for step in line.steps]
+    steps = [step for _, lines, _ in panels for line in lines for step in line.steps]
     figure.update_layout(
         template="none",
-        height=520,
+        height=520 if len(panels) == 3 else 400,
         margin={"l": 8, "r": 12, "t": 64, "b": 44},
         hovermode="x unified",
         legend=_LEGEND | {"y": 1.06},
-        xaxis={"title": {"text": "step"}, "anchor": "y3", "hoverformat": ",", **_whole_numbers(steps)},
+        xaxis={
+            "title": {"text": "step"},
+            "anchor": f"y{len(panels)}",
+            "hoverformat": ",",
+            **_whole_numbers(steps),
+        },
         shapes=[_onset_line(step) for step, _ in history.onsets],
         annotations=_onset_labels(history.onsets, steps),
     )
     return figure
 
 
-def _history_trace(panel: str, line: Line, number: int, lines: int) -> go.Scatter:
-    names = {"loss": "loss", "norm": f"gradient norm {line.name}", "rate": "learning rate"}
+def _stacked(
+    panels: Sequence[tuple[str, Sequence[Line], int]],
+) -> list[tuple[str, Sequence[Line], tuple[float, float]]]:
+    """Give each panel its share of the height, the first on top."""
+    gap, total = 0.06, sum(share for _, _, share in panels)
+    unit, top, placed = (1 - gap * (len(panels) - 1)) / total, 1.0, []
+    for title, lines, share in panels:
+        bottom = max(0.0, top - unit * share)
+        placed.append((title, lines, (round(bottom, 4), round(top, 4))))
+        top = bottom - gap
+    return placed
+
+
+def _history_trace(title: str, line: Line, place: int, lines: int, axis: str) -> go.Scatter:
     return go.Scatter(
         x=line.steps,
         y=line.values,
-        yaxis=_PANELS[panel][0],
-        name=f"learning rate, {line.name}" if panel == "rate" and lines > 1 else names[panel],
+        yaxis=axis,
+        name=title if lines == 1 else f"{title}, {line.name}",
         mode="lines+markers" if len(line.steps) < 3 else "lines",
         line={
             "width": 1.8,
-            "dash": ("solid", "dot", "dash", "dashdot", "longdash", "longdashdot")[number % 6],
+            "dash": ("solid", "dot", "dash", "dashdot", "longdash", "longdashdot")[place % 6],
         },
         hovertemplate="%{y:.4g}",
     )
+
+
+_AXIS_TITLES = {"learning rate": "lr"}  # its panel is too low for more
 
 
 def _value_axis(title: str, lines: Sequence[Line], domain: tuple[float, float]) -> dict[str, Any]:
     """Return an axis that is logarithmic where all values are positive and span more than a factor of 30."""
     values = [value for line in lines for value in line.values if value is not None]
     logarithmic = bool(values) and min(values) > 0 and max(values) > 30 * min(values)
-    axis = {"title": {"text": title, "standoff": 6}, "domain": domain, "automargin": True, "nticks": 5}
+    axis = {
+        "title": {"text": _AXIS_TITLES.get(title, title), "standoff": 6},
+        "domain": domain,
+        "automargin": True,
+        "nticks": 5,
+    }
     if logarithmic:
         return axis | {"type": "log", "exponentformat": "power"}
     return axis | {"type": "linear", "exponentformat": "power", "range": _calm_range(values)}

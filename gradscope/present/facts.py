@@ -11,6 +11,7 @@ import numpy as np
 from gradscope.present import wording
 from gradscope.records import OptimizerInfo, Run
 
+_LONGEST_STEP = 1e9  # seconds; more is a damaged file
 _ENDS = {
     "running": "still running, or killed",
     "finished": "finished",
@@ -74,15 +75,8 @@ def _steps(run: Run) -> tuple[str, str]:
 def _parameter_count(run: Run) -> str:
     total = sum(parameter.size for parameter in run.parameters)
     trained = sum(parameter.size for parameter in run.parameters if parameter.trained)
-    text = f"{_short(total)} parameters"
-    return text if trained == total else f"{text}, {_short(trained)} trained"
-
-
-def _short(number: int) -> str:
-    for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g} {suffix}"
-    return str(number)
+    text = f"{wording.short(total)} parameters"
+    return text if trained == total else f"{text}, {wording.short(trained)} trained"
 
 
 def _optimizer(run: Run) -> tuple[str, str]:
@@ -120,7 +114,7 @@ def _duration(run: Run) -> tuple[str, str]:
 
 def _sum(run: Run, column: str) -> float:
     values = run.steps[column].to_numpy("float64") if column in run.steps else np.array([])
-    return float(values[np.isfinite(values)].sum())
+    return float(values[(values > 0) & (values < _LONGEST_STEP)].sum())
 
 
 def _restarts(run: Run) -> str:

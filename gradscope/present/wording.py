@@ -78,10 +78,20 @@ def count(number: float, noun: str) -> str:
     return f"{number:,.0f} {noun}" if number == 1 else f"{number:,.0f} {noun}s"
 
 
+def short(number: int) -> str:
+    """Return a count with three digits and a suffix: 999, 83.2 k, 1.5 M."""
+    for limit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g} {suffix}"
+    return str(number)
+
+
 def percent(fraction: float | None) -> str:
     """Return a fraction as a percentage; "<0.1 %" for what is more than nothing."""
     if fraction is None or not math.isfinite(fraction):
         return MISSING if fraction is None or math.isnan(fraction) else figure(fraction)
+    if abs(fraction) > 1e4:
+        return figure(fraction)
     if 0 < fraction < 1e-3:
         return "<0.1 %"
     return f"{100 * fraction:.1f} %" if 0 < fraction < 0.1 else f"{100 * fraction:.0f} %"

@@ -79,7 +79,7 @@ def waves() -> Pair:
 
 @cache
 def recall(length: int, classes: int = 4) -> Pair:
-    """Return sequences (1024, length, classes + 1) whose class is the symbol shown first; the rest is noise."""
+    """Return sequences (1024, length, classes + 1) whose class is the symbol shown first, before noise."""
     random = np.random.default_rng(5)
     targets = random.integers(0, classes, 1024)
     inputs = 0.3 * random.standard_normal((1024, length, classes + 1))

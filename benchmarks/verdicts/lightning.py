@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from benchmarks.verdicts.program import Adversaries, Batch, Setup
 from benchmarks.verdicts.training import score, scored, shuffled
@@ -34,7 +35,7 @@ def fit(setup: Setup | Adversaries, seed: int, run_dir: Path | None) -> tuple[Tr
     trainer = _trainer(run_dir, options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(module, list(islice(batches, micro_steps)))
+        trainer.fit(module, DataLoader(list(islice(batches, micro_steps)), batch_size=None))
     return module.trace, score(module.scored_model, setup.score)
 
 

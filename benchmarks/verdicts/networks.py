@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ def scaled(initialise: Initialise, factor: float) -> Initialise:
 
 
 def initialised(model: nn.Module, initialise: Initialise | None) -> nn.Module:
-    """Initialise all weights of linear and convolution layers, their biases to zero; None keeps torch's own."""
+    """Initialise weights of linear and convolution layers, biases to zero; None keeps torch's own."""
     for module in model.modules():
         if initialise and isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)):
             initialise(module.weight)
@@ -82,7 +83,7 @@ def mlp(
 ) -> nn.Sequential:
     """Build Linear (norm) activation (dropout) ... Linear (output) in one Sequential."""
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for fan_in, fan_out in pairwise(sizes[:-1]):
         layers += [nn.Linear(fan_in, fan_out), *([norm(fan_out)] if norm else []), activation()]
         layers += [nn.Dropout(dropout)] if dropout else []
     layers += [nn.Linear(sizes[-2], sizes[-1]), *([output] if output else [])]
@@ -103,7 +104,7 @@ class Apply(nn.Module):
 
 
 class Residual(nn.Module):
-    """Add a branch to its input: x + scale * branch(x); a trained scale makes it ReZero (Bachlechner 2020)."""
+    """Add a branch to its input, x + scale * branch(x); a trained scale is ReZero (Bachlechner 2020)."""
 
     def __init__(self, branch: nn.Module, scale: float = 1.0, trained: bool = False):
         super().__init__()

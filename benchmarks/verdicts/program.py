@@ -19,8 +19,8 @@ class Setup:
 
     data: tensors with samples along the first axis, from which `batch_size` rows are drawn a micro-batch;
     loss: (model, batch) -> scalar; score: higher is better, measured in evaluation mode; chance: the score of
-    the best constant answer. zero_gradients False forgets `optimizer.zero_grad`. clip: largest gradient norm;
-    a program that clips or accumulates is trained by Lightning, which knows of both, the others in a plain loop.
+    the best constant answer. zero_gradients False forgets `optimizer.zero_grad`. clip: largest gradient norm.
+    A program that clips or accumulates is trained by Lightning, which knows of both; others in a plain loop.
     """
 
     model: nn.Module
@@ -59,7 +59,7 @@ class Adversaries:
     score: Callable[[nn.Module], float]
     chance: float
     noise: int = 4
-    steps: int = 300
+    steps: int = 200
     batch_size: int = 128
     zero_gradients: bool = True
 
@@ -69,7 +69,7 @@ class Program:
     """A training program, with what is wrong with it and the program that repairs it.
 
     build: called with the global random state seeded; returns a Setup, or, for manual optimisation, an
-    Adversaries. twin: name of the repaired program that the outcome is compared with; a program without one is a
+    Adversaries. twin: name of the repaired program that the outcome is compared with; one without is a
     reference, compared with `target`, the score that is known to be possible. causes: rules that name the
     fault rightly, none for a control. where: name patterns of the faulty layers; empty if the fault has no
     one place (a learning rate, an initialisation throughout).
@@ -90,7 +90,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its score, that of a constant answer, and the scores on the way there (step, score)."""
+    """How a run ended: its score, that of a constant answer, and scores on the way (step, score)."""
 
     score: float
     chance: float

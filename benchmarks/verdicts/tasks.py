@@ -48,7 +48,7 @@ def classify(
     threshold: float = 0.0,
     **options: Any,
 ) -> Setup:
-    """Classify: score is the accuracy on the data, chance the largest class; one output is held to `threshold`."""
+    """Classify: score is the accuracy, chance the largest class; one output is held to `threshold`."""
     inputs, targets = data
     wanted = targets.flatten()
     chance = wanted.long().bincount().max().item() / len(wanted)
@@ -106,7 +106,7 @@ def regress(
 def next_token(
     model: nn.Module, data: tuple[Tensor, Tensor, int], optimizer: MakeOptimizer, **options: Any
 ) -> Setup:
-    """Model a language: score is minus the loss in nats a character, chance that of the letters' frequencies."""
+    """Model a language: score is minus the nats a character, chance that of the letters' frequencies."""
     inputs, targets, alphabet = data
     share = targets.flatten().bincount(minlength=alphabet).clamp(min=1) / targets.numel()
     chance = (share * share.log()).sum().item()

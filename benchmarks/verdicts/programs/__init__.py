@@ -39,5 +39,7 @@ FAMILIES = TUNING | HELD_OUT
 PROGRAMS: dict[str, Program] = {
     program.name: program for programs in FAMILIES.values() for program in programs
 }
-FAMILY: dict[str, str] = {program.name: family for family, programs in FAMILIES.items() for program in programs}
+FAMILY: dict[str, str] = {
+    program.name: family for family, programs in FAMILIES.items() for program in programs
+}
 SPLITS = {"tuning": TUNING, "held-out": HELD_OUT, "all": FAMILIES}

@@ -1,4 +1,4 @@
-"""Less usual architectures (held out): graphs, experts, adapters, diffusion, policies, contrast, tied weights."""
+"""Less usual architectures (held out): graphs, experts, adapters, diffusion, policies, shared weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ class _Graph(nn.Module):
 def _graph(layers: int = 2, fit: dict[str, Any] | None = None, activation: nn.Module | None = None) -> Setup:
     model = _Graph(layers, activation or nn.ReLU())
     features, groups, _ = communities()
-    return classify(model, (features, groups), **{"optimizer": adam(1e-2), "steps": 150, "batch_size": 10000, **(fit or {})})
+    return classify(
+        model,
+        (features, groups),
+        **{"optimizer": adam(1e-2), "steps": 150, "batch_size": 10000, **(fit or {})},
+    )
 
 
 class _Experts(nn.Module):
@@ -160,7 +164,9 @@ def _policy(fit: dict[str, Any] | None = None, gain: float = 1.0) -> Setup:
     options = {"steps": 500, "batch_size": 128, **(fit or {})}
     optimizer = options.pop("optimizer", adam(5e-3))
     base = classify(model, digits())
-    return Setup(model, optimizer(model.parameters()), (inputs, targets), loss, base.score, base.chance, **options)
+    return Setup(
+        model, optimizer(model.parameters()), (inputs, targets), loss, base.score, base.chance, **options
+    )
 
 
 def _contrast(fit: dict[str, Any] | None = None, temperature: float = 0.1) -> Setup:
@@ -178,7 +184,9 @@ def _contrast(fit: dict[str, Any] | None = None, temperature: float = 0.1) -> Se
 
     def score(model: nn.Module) -> float:
         random = torch.Generator().manual_seed(4)
-        one, two = (embed(model, inputs[:256] + 0.5 * torch.randn(256, 64, generator=random)) for _ in range(2))
+        one, two = (
+            embed(model, inputs[:256] + 0.5 * torch.randn(256, 64, generator=random)) for _ in range(2)
+        )
         value = -F.cross_entropy(one @ two.T / temperature, torch.arange(256)).item()
         return value if value == value else -5.545
 
@@ -205,7 +213,9 @@ class _TiedDepth(nn.Module):
 
 
 def _tied(calls: int, skip: bool, gain: float = 1.0, fit: dict[str, Any] | None = None) -> Setup:
-    return classify(_TiedDepth(calls, skip, gain), digits(), **{"optimizer": adam(3e-3), "steps": 200, **(fit or {})})
+    return classify(
+        _TiedDepth(calls, skip, gain), digits(), **{"optimizer": adam(3e-3), "steps": 200, **(fit or {})}
+    )
 
 
 class _Siamese(nn.Module):
@@ -229,7 +239,9 @@ def _siamese(distance: Callable[[Tensor], Tensor], fit: dict[str, Any] | None = 
     pairs = torch.cat([torch.cat([inputs, inputs[other]], 1), torch.cat([inputs[mine], inputs[same]], 1)])
     equal = torch.cat([targets == targets[other], torch.ones(len(mine), dtype=torch.bool)])[:, None].float()
     loss = F.binary_cross_entropy_with_logits
-    return classify(_Siamese(distance), (pairs, equal), **{"optimizer": adam(5e-3), "loss": loss, **(fit or {})})
+    return classify(
+        _Siamese(distance), (pairs, equal), **{"optimizer": adam(5e-3), "loss": loss, **(fit or {})}
+    )
 
 
 GRAPH, EXPERTS, LORA, DIFFUSION = "graph-convolution", "mixture-of-experts", "adapters-lora", "diffusion-unet"
@@ -248,20 +260,67 @@ PROGRAMS = (
     Program("tied-depth-orthogonal", partial(_tied, 8, False), "tied-depth-skip"),
     Program("siamese", partial(_siamese, torch.abs), target=0.9),
     Program("graph-smoothed-12", partial(_graph, 12), GRAPH, ("rank-collapse", *VANISHED)),
-    Program("graph-sigmoid-8", partial(_graph, 8, activation=nn.Sigmoid()), GRAPH, ("rank-collapse", "saturated-activation", *VANISHED)),
+    Program(
+        "graph-sigmoid-8",
+        partial(_graph, 8, activation=nn.Sigmoid()),
+        GRAPH,
+        ("rank-collapse", "saturated-activation", *VANISHED),
+    ),
     Program("graph-lr-1e-6", partial(_graph, fit={"optimizer": adam(1e-6)}), GRAPH, LOW),
     Program("mixture-lr-1", partial(_experts, {"optimizer": adam(3.0)}), EXPERTS, HIGH),
     Program("mixture-lr-1e-6", partial(_experts, {"optimizer": adam(1e-6)}), EXPERTS, LOW),
-    Program("adapters-both-zero", partial(_adapters, True), LORA, ("zero-gradient", "symmetric-weights", "poor-initialization"), ("*.up", "*.down")),
+    Program(
+        "adapters-both-zero",
+        partial(_adapters, True),
+        LORA,
+        ("zero-gradient", "symmetric-weights", "poor-initialization"),
+        ("*.up", "*.down"),
+    ),
     Program("adapters-lr-1", partial(_adapters, fit={"optimizer": adam(3.0)}), LORA, HIGH),
-    Program("frozen-backbone-dead-head", partial(_backbone, True, -200.0), "frozen-backbone", ("dead-units", "poor-initialization"), ("1", "2")),
+    Program(
+        "frozen-backbone-dead-head",
+        partial(_backbone, True, -200.0),
+        "frozen-backbone",
+        ("dead-units", "poor-initialization"),
+        ("1", "2"),
+    ),
     Program("diffusion-lr-3", partial(_diffusion, {"optimizer": adam(3.0)}), DIFFUSION, HIGH),
-    Program("diffusion-sigmoid-output", partial(_diffusion, saturate=True), DIFFUSION, ("output-mismatch",), ("leave", "squash")),
+    Program(
+        "diffusion-sigmoid-output",
+        partial(_diffusion, saturate=True),
+        DIFFUSION,
+        ("output-mismatch",),
+        ("leave", "squash"),
+    ),
     Program("diffusion-lr-1e-6", partial(_diffusion, {"optimizer": adam(1e-6)}), DIFFUSION, LOW),
-    Program("policy-lr-1", partial(_policy, {"optimizer": adam(1.0), "steps": 300}), "policy-sparse-reward", HIGH),
-    Program("contrastive-over-clipped", partial(_contrast, {"optimizer": sgd(0.1), "clip": 1e-4}), "contrastive", ("over-clipping",)),
+    Program(
+        "policy-lr-1", partial(_policy, {"optimizer": adam(1.0), "steps": 300}), "policy-sparse-reward", HIGH
+    ),
+    Program(
+        "contrastive-over-clipped",
+        partial(_contrast, {"optimizer": sgd(0.1), "clip": 1e-4}),
+        "contrastive",
+        ("over-clipping",),
+    ),
     Program("tied-depth-contracting", partial(_tied, 20, False, 0.2), "tied-depth-orthogonal", VANISHED),
-    Program("tied-depth-saturated", partial(_tied, 10, False, 40.0, {"optimizer": sgd(0.01)}), "tied-depth-orthogonal", ("saturated-activation", "exploding-gradient", "poor-initialization"), ("layer",)),
-    Program("siamese-root", partial(_siamese, lambda x: (x * x - 1e-3).sqrt()), "siamese", ("non-finite",), ("distance",)),
-    Program("siamese-never-zeroed", partial(_siamese, torch.abs, {"optimizer": sgd(0.1), "zero_gradients": False}), "siamese", ("gradient-not-zeroed",)),
+    Program(
+        "tied-depth-saturated",
+        partial(_tied, 10, False, 40.0, {"optimizer": sgd(0.01)}),
+        "tied-depth-orthogonal",
+        ("saturated-activation", "exploding-gradient", "poor-initialization"),
+        ("layer",),
+    ),
+    Program(
+        "siamese-root",
+        partial(_siamese, lambda x: (x * x - 1e-3).sqrt()),
+        "siamese",
+        ("non-finite",),
+        ("distance",),
+    ),
+    Program(
+        "siamese-never-zeroed",
+        partial(_siamese, torch.abs, {"optimizer": sgd(0.1), "zero_gradients": False}),
+        "siamese",
+        ("gradient-not-zeroed",),
+    ),
 )

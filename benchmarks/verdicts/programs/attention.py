@@ -78,7 +78,9 @@ class _Lookup(nn.Module):
 
 
 def _lookup(fit: dict[str, Any] | None = None) -> Setup:
-    return _fit(_Lookup(1), tokens(LENGTH, VOCABULARY), {"optimizer": adam(5e-3), "steps": 400, **(fit or {})})
+    return _fit(
+        _Lookup(1), tokens(LENGTH, VOCABULARY), {"optimizer": adam(5e-3), "steps": 400, **(fit or {})}
+    )
 
 
 def _bare_attention(blocks: int) -> nn.Module:
@@ -125,7 +127,8 @@ PROGRAMS = (
     Program(
         "attention-warmup-cosine",
         partial(
-            _patches, fit={"schedule": lambda step: min(1.0, step / 30) * (1 - step / 200), "optimizer": adamw(5e-3)}
+            _patches,
+            fit={"schedule": lambda step: min(1.0, step / 30) * (1 - step / 200), "optimizer": adamw(5e-3)},
         ),
         REF,
     ),
@@ -153,8 +156,15 @@ PROGRAMS = (
         ("rank-collapse", "vanishing-gradient", "vanishing-signal", "poor-initialization"),
     ),
     Program("attention-lr-1", partial(_patches, fit={"optimizer": adam(1.0)}), REF, RATE),
-    Program("attention-post-norm-lr", partial(_patches, partial(_encoder, 4, False), fit={"optimizer": adam(0.1)}), REF, RATE),
-    Program("attention-lr-1e-6", partial(_patches, fit={"optimizer": adam(1e-6)}), REF, ("learning-rate-too-low",)),
+    Program(
+        "attention-post-norm-lr",
+        partial(_patches, partial(_encoder, 4, False), fit={"optimizer": adam(0.1)}),
+        REF,
+        RATE,
+    ),
+    Program(
+        "attention-lr-1e-6", partial(_patches, fit={"optimizer": adam(1e-6)}), REF, ("learning-rate-too-low",)
+    ),
     Program("attention-lookup-lr-1", partial(_lookup, {"optimizer": adam(1.0)}), "attention-lookup", RATE),
     Program(
         "attention-over-clipped",
@@ -168,5 +178,11 @@ PROGRAMS = (
         "attention-lookup",
         ("excessive-weight-decay",),
     ),
-    Program("attention-log-of-zero", partial(_patches, partial(_log_scores, False)), "attention-log-safely", ("non-finite",), ("body.2",)),
+    Program(
+        "attention-log-of-zero",
+        partial(_patches, partial(_log_scores, False)),
+        "attention-log-safely",
+        ("non-finite",),
+        ("body.2",),
+    ),
 )

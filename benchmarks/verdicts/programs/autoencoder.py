@@ -21,7 +21,9 @@ def _plain(
     fit: dict[str, Any] | None = None, sizes: tuple[int, ...] = SIZES, scale: float = 1.0, **network: Any
 ) -> Setup:
     inputs = scale * digits()[0]
-    return regress(net.mlp(sizes, **network), (inputs, inputs), **{"optimizer": adam(3e-3), "steps": 300, **(fit or {})})
+    return regress(
+        net.mlp(sizes, **network), (inputs, inputs), **{"optimizer": adam(3e-3), "steps": 300, **(fit or {})}
+    )
 
 
 def _two_parts(trained: str = "both", detach: bool = False, norm: nn.Module | None = None) -> Setup:
@@ -64,7 +66,9 @@ def _variational(lr: float = 3e-3, weight: float = 0.003) -> Setup:
     return regress(model, (inputs, inputs), adam(lr), loss, steps=300)
 
 
-def _convolution(fit: dict[str, Any] | None = None, dead: bool = False, output: nn.Module | None = None) -> Setup:
+def _convolution(
+    fit: dict[str, Any] | None = None, dead: bool = False, output: nn.Module | None = None
+) -> Setup:
     encoder = [nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1)]
     decoder = [nn.ConvTranspose2d(16, 8, 2, stride=2), nn.ReLU(), nn.ConvTranspose2d(8, 1, 2, stride=2)]
     last = [output] if output else []
@@ -135,23 +139,90 @@ PROGRAMS = (
     Program("autoencoder-sgd-lr-100", partial(_plain, {"optimizer": sgd(100.0)}), REF, HIGH),
     Program("autoencoder-lr-1e-6", partial(_plain, {"optimizer": adam(1e-6)}), REF, LOW),
     Program("autoencoder-variational-lr-1e-6", partial(_variational, 1e-6), "autoencoder-variational", LOW),
-    Program("autoencoder-sigmoid-8", partial(_plain, sizes=(64, *[32] * 8, 64), activation=nn.Sigmoid, initialise=None), REF, VANISHED),
-    Program("autoencoder-default-20", partial(_plain, sizes=(64, *[32] * 20, 64), initialise=None), REF, VANISHED),
-    Program("autoencoder-sigmoid-output", partial(_plain, output=nn.Sigmoid()), REF, ("output-mismatch",), ("6", "7")),
-    Program("autoencoder-relu-output", partial(_convolution, output=nn.ReLU()), CONV, ("output-mismatch", "dead-units"), ("7", "8")),
-    Program("autoencoder-bytes", partial(_bytes, False), "autoencoder-unit-pixels", ("output-mismatch", "unscaled-input"), ("6", "7", "0")),
-    Program("autoencoder-dead-code", partial(_convolution, dead=True), CONV, ("dead-units", "poor-initialization"), ("3", "4")),
-    Program("autoencoder-detached", partial(_two_parts, detach=True), PARTS, ("missing-gradient",), ("encoder.*",)),
-    Program("autoencoder-encoder-not-optimized", partial(_two_parts, "decoder"), PARTS, ("not-optimized",), ("encoder.*",)),
-    Program("autoencoder-norm-of-one", partial(_two_parts, norm=nn.GroupNorm(6, 6)), PARTS, ("degenerate-normalization",), ("norm",)),
-    Program("autoencoder-log-of-zero", partial(_logarithm, 0.0), "autoencoder-log-safely", ("non-finite",), ("0",)),
-    Program("autoencoder-decay", partial(_plain, {"optimizer": adamw(1e-2, weight_decay=20.0)}), REF, ("excessive-weight-decay",)),
-    Program("autoencoder-over-clipped", partial(
+    Program(
+        "autoencoder-sigmoid-8",
+        partial(_plain, sizes=(64, *[32] * 8, 64), activation=nn.Sigmoid, initialise=None),
+        REF,
+        VANISHED,
+    ),
+    Program(
+        "autoencoder-default-20", partial(_plain, sizes=(64, *[32] * 20, 64), initialise=None), REF, VANISHED
+    ),
+    Program(
+        "autoencoder-sigmoid-output",
+        partial(_plain, output=nn.Sigmoid()),
+        REF,
+        ("output-mismatch",),
+        ("6", "7"),
+    ),
+    Program(
+        "autoencoder-relu-output",
+        partial(_convolution, output=nn.ReLU()),
+        CONV,
+        ("output-mismatch", "dead-units"),
+        ("7", "8"),
+    ),
+    Program(
+        "autoencoder-bytes",
+        partial(_bytes, False),
+        "autoencoder-unit-pixels",
+        ("output-mismatch", "unscaled-input"),
+        ("6", "7", "0"),
+    ),
+    Program(
+        "autoencoder-dead-code",
+        partial(_convolution, dead=True),
+        CONV,
+        ("dead-units", "poor-initialization"),
+        ("3", "4"),
+    ),
+    Program(
+        "autoencoder-detached", partial(_two_parts, detach=True), PARTS, ("missing-gradient",), ("encoder.*",)
+    ),
+    Program(
+        "autoencoder-encoder-not-optimized",
+        partial(_two_parts, "decoder"),
+        PARTS,
+        ("not-optimized",),
+        ("encoder.*",),
+    ),
+    Program(
+        "autoencoder-norm-of-one",
+        partial(_two_parts, norm=nn.GroupNorm(6, 6)),
+        PARTS,
+        ("degenerate-normalization",),
+        ("norm",),
+    ),
+    Program(
+        "autoencoder-log-of-zero", partial(_logarithm, 0.0), "autoencoder-log-safely", ("non-finite",), ("0",)
+    ),
+    Program(
+        "autoencoder-decay",
+        partial(_plain, {"optimizer": adamw(1e-2, weight_decay=20.0)}),
+        REF,
+        ("excessive-weight-decay",),
+    ),
+    Program(
+        "autoencoder-over-clipped",
+        partial(
             _plain,
             {"optimizer": sgd(0.2, momentum=0.9), "clip": 1e-4},
             activation=nn.Tanh,
             initialise=net.glorot,
-        ), "autoencoder-momentum", ("over-clipping",)),
-    Program("autoencoder-zero-init", partial(_plain, initialise=net.constant(0.0)), REF, ("symmetric-weights", "zero-gradient", "poor-initialization")),
-    Program("autoencoder-epsilon-10", partial(_plain, {"optimizer": adam(1e-3, eps=10.0)}), REF, ("epsilon-floor", *LOW)),
+        ),
+        "autoencoder-momentum",
+        ("over-clipping",),
+    ),
+    Program(
+        "autoencoder-zero-init",
+        partial(_plain, initialise=net.constant(0.0)),
+        REF,
+        ("symmetric-weights", "zero-gradient", "poor-initialization"),
+    ),
+    Program(
+        "autoencoder-epsilon-10",
+        partial(_plain, {"optimizer": adam(1e-3, eps=10.0)}),
+        REF,
+        ("epsilon-floor", *LOW),
+    ),
 )

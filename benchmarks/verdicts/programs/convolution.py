@@ -107,15 +107,17 @@ PROGRAMS = (
     Program("conv-leaky", partial(_images, activation=partial(nn.LeakyReLU, 0.1)), REF),
     Program("conv-dropout", partial(_images, {"steps": 250}, dropout=0.1), REF),
     Program("conv-he-10", partial(_images, {"optimizer": adam(2e-3), "steps": 250}, channels=TEN), REF),
-    Program(
-        "conv-batchnorm-10", partial(_images, {"steps": 200}, channels=TEN, norm=nn.BatchNorm2d), REF
-    ),
+    Program("conv-batchnorm-10", partial(_images, {"steps": 200}, channels=TEN, norm=nn.BatchNorm2d), REF),
     Program("conv-separable", _separable, REF),
     Program("conv-inception", _inception, REF),
     Program("conv-pooled", partial(_pooled, nn.BatchNorm2d(24)), REF),
     Program("conv-divided-safely", partial(_divided, 0.1), REF),
     Program("conv-momentum", partial(_images, {"optimizer": sgd(0.05, momentum=0.9)}), REF),
-    Program("conv-sigmoid-shallow", partial(_images, {"optimizer": adam(1e-2), "steps": 300}, activation=nn.Sigmoid, initialise=None), REF),
+    Program(
+        "conv-sigmoid-shallow",
+        partial(_images, {"optimizer": adam(1e-2), "steps": 300}, activation=nn.Sigmoid, initialise=None),
+        REF,
+    ),
     Program(
         "conv-zero-first",
         partial(_changed, lambda model: nn.init.zeros_(model[0].weight)),
@@ -123,14 +125,18 @@ PROGRAMS = (
         ("symmetric-weights", "zero-gradient", "poor-initialization"),
         ("0",),
     ),
-    Program("conv-default-init-20", partial(_images, channels=TWENTY, initialise=None), "conv-he-10", VANISHED),
+    Program(
+        "conv-default-init-20", partial(_images, channels=TWENTY, initialise=None), "conv-he-10", VANISHED
+    ),
     Program(
         "conv-hard-sigmoid-10",
         partial(_images, channels=TEN, activation=nn.Hardsigmoid),
         "conv-he-10",
         ("vanishing-gradient", "saturated-activation", "poor-initialization"),
     ),
-    Program("conv-sigmoid-8", partial(_images, channels=(8,) * 8, activation=nn.Sigmoid), "conv-he-10", VANISHED),
+    Program(
+        "conv-sigmoid-8", partial(_images, channels=(8,) * 8, activation=nn.Sigmoid), "conv-he-10", VANISHED
+    ),
     Program(
         "conv-dead-second",
         partial(_changed, lambda model: nn.init.constant_(model[3].bias, -50.0)),
@@ -139,7 +145,9 @@ PROGRAMS = (
         ("3", "4"),
     ),
     Program("conv-adam-lr-1", partial(_images, {"optimizer": adam(1.0)}), REF, ("learning-rate-too-high",)),
-    Program("conv-adam-lr-1e-6", partial(_images, {"optimizer": adam(1e-6)}), REF, ("learning-rate-too-low",)),
+    Program(
+        "conv-adam-lr-1e-6", partial(_images, {"optimizer": adam(1e-6)}), REF, ("learning-rate-too-low",)
+    ),
     Program("conv-sgd-lr-5", partial(_images, {"optimizer": sgd(5.0)}), REF, ("learning-rate-too-high",)),
     Program(
         "conv-exploding-init",
@@ -176,7 +184,11 @@ PROGRAMS = (
     ),
     Program(
         "conv-head-tanh-saturated",
-        partial(_changed, lambda model: model.append(nn.Tanh()).append(net.Apply(lambda x: 0.01 * x)), {"steps": 150}),
+        partial(
+            _changed,
+            lambda model: model.append(nn.Tanh()).append(net.Apply(lambda x: 0.01 * x)),
+            {"steps": 150},
+        ),
         REF,
         ("output-mismatch", "saturated-activation"),
         ("7", "8", "9"),

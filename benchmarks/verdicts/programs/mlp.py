@@ -165,8 +165,12 @@ PROGRAMS = (
         REF,
         ("exploding-gradient", "exploding-signal", *START),
     ),
-    Program("mlp-adam-lr-1", partial(_digits, fit={"optimizer": adam(1.0)}), REF, ("learning-rate-too-high",)),
-    Program("mlp-sgd-lr-10", partial(_digits, fit={"optimizer": sgd(10.0)}), REF, ("learning-rate-too-high",)),
+    Program(
+        "mlp-adam-lr-1", partial(_digits, fit={"optimizer": adam(1.0)}), REF, ("learning-rate-too-high",)
+    ),
+    Program(
+        "mlp-sgd-lr-10", partial(_digits, fit={"optimizer": sgd(10.0)}), REF, ("learning-rate-too-high",)
+    ),
     Program(
         "mlp-adam-lr-1e-6", partial(_digits, fit={"optimizer": adam(1e-6)}), REF, ("learning-rate-too-low",)
     ),

@@ -43,9 +43,7 @@ def _one_unit_softmax(output: nn.Module) -> Setup:
     inputs = torch.cat([torch.ones(1000, 128), torch.zeros(1000, 128)])
     targets = inputs[:, :1].clone()
     model = net.mlp((128, 50, 50, 50, 1), initialise=GLOROT, dropout=0.2, output=output)
-    return classify(
-        model, (inputs, targets), rmsprop(), F.binary_cross_entropy, steps=100, threshold=0.5
-    )
+    return classify(model, (inputs, targets), rmsprop(), F.binary_cross_entropy, steps=100, threshold=0.5)
 
 
 def _cubic_noise(lr: float, factor: float = 1.0) -> Setup:
@@ -64,9 +62,7 @@ def _fourth_power(scaled: bool) -> Setup:
     if scaled:
         inputs, targets = ((value - value.mean()) / value.std() for value in (inputs, targets))
     first, second = net.mlp((1, 50), initialise=GLOROT), net.mlp((50, 50, 1), nn.ELU, GLOROT)
-    return regress(
-        nn.Sequential(*first, nn.Sigmoid(), *second), (inputs, targets), adam(1e-2), steps=400
-    )
+    return regress(nn.Sequential(*first, nn.Sigmoid(), *second), (inputs, targets), adam(1e-2), steps=400)
 
 
 def _clouds(lr: float) -> Setup:
@@ -102,13 +98,15 @@ def _xor_softmax(repaired: bool) -> Setup:
 
 def _digits_no_activation(repaired: bool) -> Setup:
     """#17: two linear layers of unit normal weights, SGD 3.0, mean squared error."""
-    inputs, targets = digits()
     if repaired:
         model = net.mlp((64, 30, 10), nn.Sigmoid, GLOROT)
         return classify(model, digits(), sgd(0.5), steps=400)
     model = net.mlp((64, 30, 10), nn.Identity, net.normal(1.0))
     return classify(
-        model, digits(), sgd(3.0), lambda outputs, targets: F.mse_loss(outputs, F.one_hot(targets, 10).float())
+        model,
+        digits(),
+        sgd(3.0),
+        lambda outputs, targets: F.mse_loss(outputs, F.one_hot(targets, 10).float()),
     )
 
 
@@ -219,7 +217,9 @@ def _second_convolution(second: Callable[[], nn.Module]) -> Setup:
     return classify(_convolution(second=second), images(), adam(), steps=150)
 
 
-def _nine(fit: dict[str, Any] | None = None, scale: int = 1, output: nn.Module | None = None, **network: Any) -> Setup:
+def _nine(
+    fit: dict[str, Any] | None = None, scale: int = 1, output: nn.Module | None = None, **network: Any
+) -> Setup:
     """#28: 9 → 64 → 64 → 1; scale 0 leaves the raw table, 2 normalises twice."""
     random = torch.Generator().manual_seed(28)
     ranges = torch.tensor([8.0, 400, 200, 5000, 25, 80, 1, 1, 1])
@@ -252,76 +252,207 @@ EXPLODED = ("non-finite", "exploding-signal", "exploding-gradient", "poor-initia
 OUTPUT, HIGH, LOW = ("output-mismatch",), ("learning-rate-too-high",), ("learning-rate-too-low",)
 PROGRAMS = (
     Program(CIRCLE, partial(_circle, 5, activation=nn.Tanh, initialise=HE), target=0.8),
-    Program("published-07-tanh-17", partial(_circle, 17, fit={"optimizer": adam(3e-3), "steps": 600}, activation=nn.Tanh, initialise=HE), CIRCLE),
+    Program(
+        "published-07-tanh-17",
+        partial(_circle, 17, fit={"optimizer": adam(3e-3), "steps": 600}, activation=nn.Tanh, initialise=HE),
+        CIRCLE,
+    ),
     Program(BLOB, partial(_blob, 4, activation=nn.Tanh, initialise=HE), target=0.8),
-    Program("published-01-sigmoid-13", partial(_circle, 13, activation=nn.Sigmoid, initialise=HE), CIRCLE, VANISHED),
+    Program(
+        "published-01-sigmoid-13",
+        partial(_circle, 13, activation=nn.Sigmoid, initialise=HE),
+        CIRCLE,
+        VANISHED,
+    ),
     Program(
         "published-01-batchnorm",
-        partial(_circle, 8, activation=nn.Sigmoid, initialise=HE, norm=nn.BatchNorm1d, fit={"steps": 500, "optimizer": adam(2e-2)}),
+        partial(
+            _circle,
+            8,
+            activation=nn.Sigmoid,
+            initialise=HE,
+            norm=nn.BatchNorm1d,
+            fit={"steps": 500, "optimizer": adam(2e-2)},
+        ),
         CIRCLE,
     ),
     Program("published-02-relu-9-small", partial(_circle, 9, initialise=SMALL), CIRCLE, DEAD),
     Program("published-03-relu-17", partial(_circle, 17, initialise=HE), CIRCLE, DEAD),
     Program("published-03-relu-17-wide", partial(_circle, 17, 16, initialise=HE), CIRCLE),
     Program("published-04-exp-9", partial(_circle, 9, activation=_Exp, initialise=HE), CIRCLE, EXPLODED),
-    Program("published-05-blob-sigmoid", partial(_blob, 11, activation=nn.Sigmoid, initialise=HE), BLOB, VANISHED),
+    Program(
+        "published-05-blob-sigmoid", partial(_blob, 11, activation=nn.Sigmoid, initialise=HE), BLOB, VANISHED
+    ),
     Program("published-05-blob-relu-small", partial(_blob, 9, initialise=SMALL), BLOB, DEAD),
     Program("published-05-blob-exp", partial(_blob, 9, activation=_Exp, initialise=HE), BLOB, EXPLODED),
-    Program("published-08-relu-30", partial(_circle, 30, 32, {"steps": 200}, initialise=None), "published-08-he", VANISHED),
+    Program(
+        "published-08-relu-30",
+        partial(_circle, 30, 32, {"steps": 200}, initialise=None),
+        "published-08-he",
+        VANISHED,
+    ),
     Program("published-08-he", partial(_circle, 30, 32, {"optimizer": adam(1e-3), "steps": 300}), CIRCLE),
     Program(
         "published-09-tanh-30",
-        partial(_circle, 30, 32, {"optimizer": adam(1e-3), "steps": 200}, activation=nn.Tanh, initialise=None),
+        partial(
+            _circle, 30, 32, {"optimizer": adam(1e-3), "steps": 200}, activation=nn.Tanh, initialise=None
+        ),
         CIRCLE,
         VANISHED,
     ),
-    Program("published-10-lr-1", partial(_circle, 8, fit={"optimizer": adam(1.0)}, activation=nn.Tanh, initialise=HE), CIRCLE, HIGH),
-    Program("published-10-lr-1e-5", partial(_circle, 8, fit={"optimizer": adam(1e-5)}, activation=nn.Tanh, initialise=HE), CIRCLE, LOW),
-    Program("published-11-one-unit-softmax", partial(_one_unit_softmax, nn.Softmax(1)), "published-11-sigmoid", (*OUTPUT, "zero-gradient"), ("9", "10")),
+    Program(
+        "published-10-lr-1",
+        partial(_circle, 8, fit={"optimizer": adam(1.0)}, activation=nn.Tanh, initialise=HE),
+        CIRCLE,
+        HIGH,
+    ),
+    Program(
+        "published-10-lr-1e-5",
+        partial(_circle, 8, fit={"optimizer": adam(1e-5)}, activation=nn.Tanh, initialise=HE),
+        CIRCLE,
+        LOW,
+    ),
+    Program(
+        "published-11-one-unit-softmax",
+        partial(_one_unit_softmax, nn.Softmax(1)),
+        "published-11-sigmoid",
+        (*OUTPUT, "zero-gradient"),
+        ("9", "10"),
+    ),
     Program("published-11-sigmoid", partial(_one_unit_softmax, nn.Sigmoid()), target=1.0),
-    Program("published-12-cubic-noise", partial(_cubic_noise, 0.1), "published-12-lr-1e-3", (*HIGH, "dead-units"), ()),
+    Program(
+        "published-12-cubic-noise",
+        partial(_cubic_noise, 0.1),
+        "published-12-lr-1e-3",
+        (*HIGH, "dead-units"),
+        (),
+    ),
     Program("published-12-lr-1e-3", partial(_cubic_noise, 1e-3), target=0.8),
-    Program("published-13-fourth-power", partial(_fourth_power, False), "published-13-scaled", ("unscaled-input", "output-mismatch", "learning-rate-too-low")),
+    Program(
+        "published-13-fourth-power",
+        partial(_fourth_power, False),
+        "published-13-scaled",
+        ("unscaled-input", "output-mismatch", "learning-rate-too-low"),
+    ),
     Program("published-13-scaled", partial(_fourth_power, True), target=0.9),
     Program("published-14-clouds", partial(_clouds, 1e-3), "published-14-lr-0.1", LOW),
     Program("published-14-lr-0.1", partial(_clouds, 0.1), target=0.95),
-    Program("published-15-xor", partial(_xor, False), "published-15-adam", (*LOW, "output-mismatch", "vanishing-gradient", "saturated-activation")),
+    Program(
+        "published-15-xor",
+        partial(_xor, False),
+        "published-15-adam",
+        (*LOW, "output-mismatch", "vanishing-gradient", "saturated-activation"),
+    ),
     Program("published-15-adam", partial(_xor, True), target=0.9),
-    Program("published-16-xor-softmax", partial(_xor_softmax, False), "published-16-repaired", (*OUTPUT, "zero-gradient"), ("4", "5")),
+    Program(
+        "published-16-xor-softmax",
+        partial(_xor_softmax, False),
+        "published-16-repaired",
+        (*OUTPUT, "zero-gradient"),
+        ("4", "5"),
+    ),
     Program("published-16-repaired", partial(_xor_softmax, True), target=0.9),
-    Program("published-17-no-activation", partial(_digits_no_activation, False), "published-17-repaired", (*HIGH, *EXPLODED)),
+    Program(
+        "published-17-no-activation",
+        partial(_digits_no_activation, False),
+        "published-17-repaired",
+        (*HIGH, *EXPLODED),
+    ),
     Program("published-17-repaired", partial(_digits_no_activation, True), target=0.9),
-    Program("published-18-range", partial(_unbounded, nn.Sigmoid()), "published-18-linear", OUTPUT, ("2", "3")),
+    Program(
+        "published-18-range", partial(_unbounded, nn.Sigmoid()), "published-18-linear", OUTPUT, ("2", "3")
+    ),
     Program("published-18-linear", partial(_unbounded, None), target=0.9),
-    Program("published-19-softmax-unscaled", partial(_softmax_unscaled, False), "published-19-repaired", (*OUTPUT, "unscaled-input", "zero-gradient")),
+    Program(
+        "published-19-softmax-unscaled",
+        partial(_softmax_unscaled, False),
+        "published-19-repaired",
+        (*OUTPUT, "unscaled-input", "zero-gradient"),
+    ),
     Program("published-19-repaired", partial(_softmax_unscaled, True), target=0.9),
-    Program("published-20-multi-label", partial(_multi_label, False), "published-20-repaired", (*OUTPUT, *LOW), ()),
+    Program(
+        "published-20-multi-label", partial(_multi_label, False), "published-20-repaired", (*OUTPUT, *LOW), ()
+    ),
     Program("published-20-repaired", partial(_multi_label, True), target=0.9),
-    Program("published-21-byte-codes", partial(_byte_codes, False), "published-21-repaired", (*VANISHED, *LOW)),
+    Program(
+        "published-21-byte-codes", partial(_byte_codes, False), "published-21-repaired", (*VANISHED, *LOW)
+    ),
     Program("published-21-repaired", partial(_byte_codes, True), target=0.7),
     Program("published-22-line", partial(_line, 1e-3), "published-22-lr-0.1", LOW),
     Program("published-22-lr-0.1", partial(_line, 0.1), target=0.95),
-    Program("published-23-iris", partial(_iris, False), "published-23-repaired", (*OUTPUT, *LOW, "poor-initialization", "dead-units"), ()),
+    Program(
+        "published-23-iris",
+        partial(_iris, False),
+        "published-23-repaired",
+        (*OUTPUT, *LOW, "poor-initialization", "dead-units"),
+        (),
+    ),
     Program("published-23-repaired", partial(_iris, True), target=0.93),
-    Program("published-24-relu-output", partial(_binary_relu, False), "published-24-repaired", (*OUTPUT, "unscaled-input", "dead-units"), ()),
+    Program(
+        "published-24-relu-output",
+        partial(_binary_relu, False),
+        "published-24-repaired",
+        (*OUTPUT, "unscaled-input", "dead-units"),
+        (),
+    ),
     Program("published-24-repaired", partial(_binary_relu, True), target=0.95),
-    Program("published-25-ones", partial(_ones, False), "published-25-glorot", ("symmetric-weights", "poor-initialization"), ("0", "1", "2")),
+    Program(
+        "published-25-ones",
+        partial(_ones, False),
+        "published-25-glorot",
+        ("symmetric-weights", "poor-initialization"),
+        ("0", "1", "2"),
+    ),
     Program("published-25-glorot", partial(_ones, True), target=0.95),
-    Program("published-26-zero-convolution", partial(_first_convolution, net.constant(0.0)), "published-26-glorot", ("symmetric-weights", "zero-gradient", "poor-initialization"), ("0",)),
+    Program(
+        "published-26-zero-convolution",
+        partial(_first_convolution, net.constant(0.0)),
+        "published-26-glorot",
+        ("symmetric-weights", "zero-gradient", "poor-initialization"),
+        ("0",),
+    ),
     Program("published-26-glorot", partial(_first_convolution, GLOROT), target=0.95),
-    Program("published-27-hard-sigmoid", partial(_second_convolution, nn.Hardsigmoid), "published-27-relu", ("saturated-activation", "vanishing-gradient"), ()),
+    Program(
+        "published-27-hard-sigmoid",
+        partial(_second_convolution, nn.Hardsigmoid),
+        "published-27-relu",
+        ("saturated-activation", "vanishing-gradient"),
+        (),
+    ),
     Program("published-27-relu", partial(_second_convolution, nn.ReLU), target=0.9),
     Program(NINE, _nine, target=0.9),
     Program("published-28-lr-3", partial(_nine, {"optimizer": adam(3.0)}), NINE, HIGH),
     Program("published-28-lr-1e-5", partial(_nine, {"optimizer": adam(1e-5)}), NINE, LOW),
     Program("published-28-eps-1e-16", partial(_nine, {"optimizer": adam(1e-2, eps=1e-16)}), NINE),
-    Program("published-28-l2-100", partial(_nine, {"optimizer": adam(1e-2, weight_decay=100.0)}), NINE, ("excessive-weight-decay",)),
+    Program(
+        "published-28-l2-100",
+        partial(_nine, {"optimizer": adam(1e-2, weight_decay=100.0)}),
+        NINE,
+        ("excessive-weight-decay",),
+    ),
     Program("published-28-not-normalised", partial(_nine, scale=0), NINE, ("unscaled-input",), ("0", "1")),
     Program("published-28-normalised-twice", partial(_nine, scale=2), NINE, ("unscaled-input",), ("0", "1")),
-    Program("published-28-softmax-output", partial(_nine, output=nn.Softmax(1)), NINE, (*OUTPUT, "zero-gradient"), ("4", "5")),
+    Program(
+        "published-28-softmax-output",
+        partial(_nine, output=nn.Softmax(1)),
+        NINE,
+        (*OUTPUT, "zero-gradient"),
+        ("4", "5"),
+    ),
     Program("published-28-sigmoid-output", partial(_nine, output=nn.Sigmoid()), NINE, OUTPUT, ("4", "5")),
-    Program("published-28-constant-init", partial(_nine, initialise=net.constant(0.1)), NINE, ("symmetric-weights", "poor-initialization"), ()),
+    Program(
+        "published-28-constant-init",
+        partial(_nine, initialise=net.constant(0.1)),
+        NINE,
+        ("symmetric-weights", "poor-initialization"),
+        (),
+    ),
     Program("published-28-summed-loss", partial(_nine, {"loss": _summed}), NINE),
     Program("published-28-broadcast", partial(_nine, {"loss": _broadcast}), NINE, OUTPUT, ()),
-    Program("published-28-flipped", partial(_nine, {"loss": _flipped}), NINE, ("loss-divergence", "output-mismatch")),
+    Program(
+        "published-28-flipped",
+        partial(_nine, {"loss": _flipped}),
+        NINE,
+        ("loss-divergence", "output-mismatch"),
+    ),
 )

@@ -14,15 +14,21 @@ from benchmarks.verdicts.program import Program, Setup
 from benchmarks.verdicts.tasks import adam, classify, rmsprop, sgd
 
 
-def _recall(kind: type[nn.RNNBase], length: int = 20, fit: dict[str, Any] | None = None, **cell: Any) -> Setup:
+def _recall(
+    kind: type[nn.RNNBase], length: int = 20, fit: dict[str, Any] | None = None, **cell: Any
+) -> Setup:
     model = net.Recurrent(kind(5, 24, batch_first=True, **cell), 4)
-    return classify(model, recall(length), **{"optimizer": adam(1e-2), "steps": 200, "batch_size": 32, **(fit or {})})
+    return classify(
+        model, recall(length), **{"optimizer": adam(1e-2), "steps": 200, "batch_size": 32, **(fit or {})}
+    )
 
 
 def _rows(kind: type[nn.RNNBase], fit: dict[str, Any] | None = None, **cell: Any) -> Setup:
     inputs, targets = digits()
     model = net.Recurrent(kind(8, 32, batch_first=True, **cell), 10)
-    return classify(model, (inputs.view(-1, 8, 8), targets), **{"optimizer": adam(1e-2), "steps": 200, **(fit or {})})
+    return classify(
+        model, (inputs.view(-1, 8, 8), targets), **{"optimizer": adam(1e-2), "steps": 200, **(fit or {})}
+    )
 
 
 def _gain(gain: float, length: int, fit: dict[str, Any] | None = None, nonlinearity: str = "tanh") -> Setup:
@@ -100,9 +106,21 @@ PROGRAMS = (
         ("cell",),
     ),
     Program("recurrent-forget-bias-minus-8", partial(_forget, -8.0), "recurrent-forget-bias-2", VANISHED),
-    Program("recurrent-unrolled-sigmoid", partial(_unrolled, nn.Sigmoid(), length=20), "recurrent-unrolled-gated", VANISHED),
-    Program("recurrent-lr-1", partial(_rows, nn.LSTM, {"optimizer": adam(1.0)}), ROWS, ("learning-rate-too-high",)),
-    Program("recurrent-lr-1e-6", partial(_rows, nn.GRU, {"optimizer": adam(1e-6)}), ROWS, ("learning-rate-too-low",)),
+    Program(
+        "recurrent-unrolled-sigmoid",
+        partial(_unrolled, nn.Sigmoid(), length=20),
+        "recurrent-unrolled-gated",
+        VANISHED,
+    ),
+    Program(
+        "recurrent-lr-1", partial(_rows, nn.LSTM, {"optimizer": adam(1.0)}), ROWS, ("learning-rate-too-high",)
+    ),
+    Program(
+        "recurrent-lr-1e-6",
+        partial(_rows, nn.GRU, {"optimizer": adam(1e-6)}),
+        ROWS,
+        ("learning-rate-too-low",),
+    ),
     Program(
         "recurrent-over-clipped",
         partial(_rows, nn.GRU, {"optimizer": sgd(0.1), "clip": 1e-3}),

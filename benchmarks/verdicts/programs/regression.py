@@ -25,7 +25,9 @@ def _diabetes(fit: dict[str, Any] | None = None, sizes: tuple[int, ...] = SIZES,
 
 
 def _waves(fit: dict[str, Any] | None = None, **network: Any) -> Setup:
-    return regress(net.mlp((1, 48, 48, 1), **network), waves(), **{"optimizer": adam(1e-2), "steps": 400, **(fit or {})})
+    return regress(
+        net.mlp((1, 48, 48, 1), **network), waves(), **{"optimizer": adam(1e-2), "steps": 400, **(fit or {})}
+    )
 
 
 def _target(scale: float, shift: float, fit: dict[str, Any]) -> Setup:
@@ -68,7 +70,11 @@ PROGRAMS = (
     Program("regression-friedman-layernorm", partial(_friedman, norm=nn.LayerNorm), REF),
     Program("regression-linear", _linear, target=0.7),
     Program(DIABETES, _diabetes, target=0.55),
-    Program("regression-diabetes-decay", partial(_diabetes, {"optimizer": adamw(1e-2, weight_decay=0.05)}), DIABETES),
+    Program(
+        "regression-diabetes-decay",
+        partial(_diabetes, {"optimizer": adamw(1e-2, weight_decay=0.05)}),
+        DIABETES,
+    ),
     Program("regression-diabetes-clipped", partial(_diabetes, {"clip": 1.0}), DIABETES),
     Program("regression-diabetes-tanh-sgd", partial(_raw_diabetes, 1.0, 0.0), target=0.5),
     Program(WAVES, _waves, target=0.95),
@@ -79,25 +85,57 @@ PROGRAMS = (
     Program("regression-sgd-lr-1e-5", partial(_friedman, {"optimizer": sgd(1e-5)}), REF, LOW),
     Program("regression-diabetes-lr-1e-6", partial(_diabetes, {"optimizer": adam(1e-6)}), DIABETES, LOW),
     Program("regression-sigmoid-output", partial(_friedman, output=nn.Sigmoid()), REF, OUTPUT, ("4", "5")),
-    Program("regression-relu-output", partial(_friedman, output=nn.ReLU()), REF, (*OUTPUT, "dead-units"), ("4", "5")),
+    Program(
+        "regression-relu-output",
+        partial(_friedman, output=nn.ReLU()),
+        REF,
+        (*OUTPUT, "dead-units"),
+        ("4", "5"),
+    ),
     Program("regression-broadcast", partial(_friedman, {"loss": _broadcast}), REF, OUTPUT, ("4",)),
-    Program("regression-flipped-loss", partial(_friedman, {"loss": _flipped}), REF, ("loss-divergence", "output-mismatch")),
-    Program("regression-summed-loss", partial(_friedman, {"loss": _summed, "optimizer": sgd(0.05)}), REF, (*HIGH, "exploding-gradient")),
+    Program(
+        "regression-flipped-loss",
+        partial(_friedman, {"loss": _flipped}),
+        REF,
+        ("loss-divergence", "output-mismatch"),
+    ),
+    Program(
+        "regression-summed-loss",
+        partial(_friedman, {"loss": _summed, "optimizer": sgd(0.05)}),
+        REF,
+        (*HIGH, "exploding-gradient"),
+    ),
     Program(
         "regression-target-far",
         partial(_target, 30.0, 3000.0, {"optimizer": adam(1e-3)}),
         "regression-target-standard",
         ("output-mismatch", "unscaled-input", "learning-rate-too-low"),
     ),
-    Program("regression-raw-input", partial(_raw_diabetes, 300.0, 3000.0), "regression-diabetes-tanh-sgd", ("unscaled-input",), ("0", "1")),
-    Program("regression-waves-never-zeroed", partial(_waves, {"zero_gradients": False, "optimizer": sgd(0.05)}), WAVES, ("gradient-not-zeroed",)),
+    Program(
+        "regression-raw-input",
+        partial(_raw_diabetes, 300.0, 3000.0),
+        "regression-diabetes-tanh-sgd",
+        ("unscaled-input",),
+        ("0", "1"),
+    ),
+    Program(
+        "regression-waves-never-zeroed",
+        partial(_waves, {"zero_gradients": False, "optimizer": sgd(0.05)}),
+        WAVES,
+        ("gradient-not-zeroed",),
+    ),
     Program(
         "regression-diabetes-decay-20",
         partial(_diabetes, {"optimizer": adamw(1e-2, weight_decay=50.0)}),
         "regression-diabetes-decay",
         ("excessive-weight-decay",),
     ),
-    Program("regression-all-equal", partial(_friedman, initialise=net.constant(0.1)), REF, ("symmetric-weights", "poor-initialization")),
+    Program(
+        "regression-all-equal",
+        partial(_friedman, initialise=net.constant(0.1)),
+        REF,
+        ("symmetric-weights", "poor-initialization"),
+    ),
     Program(
         "regression-sigmoid-8",
         partial(_friedman, sizes=(10, *[32] * 8, 1), activation=nn.Sigmoid, initialise=None),

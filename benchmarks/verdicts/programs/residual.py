@@ -40,7 +40,9 @@ class _Dense(nn.Module):
     def __init__(self, layers: int, growth: int):
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm2d(1 + i * growth), nn.ReLU(), nn.Conv2d(1 + i * growth, growth, 3, padding=1))
+            nn.Sequential(
+                nn.BatchNorm2d(1 + i * growth), nn.ReLU(), nn.Conv2d(1 + i * growth, growth, 3, padding=1)
+            )
             for i in range(layers)
         )
 
@@ -98,9 +100,7 @@ def _tower(
     make: Callable[[], nn.Module], blocks: int, fit: dict[str, Any] | None = None, final: bool = True
 ) -> Setup:
     head = [nn.LayerNorm(WIDTH)] if final else []
-    model = nn.Sequential(
-        nn.Linear(64, WIDTH), *[make() for _ in range(blocks)], *head, nn.Linear(WIDTH, 10)
-    )
+    model = nn.Sequential(nn.Linear(64, WIDTH), *[make() for _ in range(blocks)], *head, nn.Linear(WIDTH, 10))
     return classify(model, digits(), **{"optimizer": adam(2e-3), "steps": 200, **(fit or {})})
 
 
@@ -147,7 +147,11 @@ def _square_root(safe: bool) -> Setup:
         return inputs / (1 + (variance + (1e-3 if safe else 0.0)).sqrt())
 
     model = nn.Sequential(
-        nn.Linear(64, WIDTH), net.Residual(_branch()), net.Apply(scale), net.Residual(_branch()), nn.Linear(WIDTH, 10)
+        nn.Linear(64, WIDTH),
+        net.Residual(_branch()),
+        net.Apply(scale),
+        net.Residual(_branch()),
+        nn.Linear(WIDTH, 10),
     )
     return classify(model, digits(), adam(2e-3), steps=200)
 
@@ -157,7 +161,12 @@ def _deaf() -> Setup:
     trunk = nn.Linear(WIDTH, WIDTH)
     nn.init.constant_(trunk.bias, -60.0)
     model = nn.Sequential(
-        nn.Linear(64, WIDTH), net.Residual(_branch()), trunk, nn.ReLU(), net.Residual(_branch()), nn.Linear(WIDTH, 10)
+        nn.Linear(64, WIDTH),
+        net.Residual(_branch()),
+        trunk,
+        nn.ReLU(),
+        net.Residual(_branch()),
+        nn.Linear(WIDTH, 10),
     )
     return classify(model, digits(), adam(2e-3), steps=200)
 
@@ -208,11 +217,40 @@ PROGRAMS = (
     ),
     Program("residual-plain-40", partial(_plain, 40, None, {"steps": 150}), TOWER, VANISHED),
     Program("residual-plain-narrow-init", partial(_plain, 12, net.normal(0.03)), TOWER, VANISHED),
-    Program("residual-both-zero", partial(_closed, True), "residual-last-zero", ("symmetric-weights", "zero-gradient", "poor-initialization"), ("branch.*",)),
-    Program("residual-root-at-zero", partial(_square_root, False), "residual-safe-root", ("non-finite",), ("2", "1.*", "0")),
+    Program(
+        "residual-both-zero",
+        partial(_closed, True),
+        "residual-last-zero",
+        ("symmetric-weights", "zero-gradient", "poor-initialization"),
+        ("branch.*",),
+    ),
+    Program(
+        "residual-root-at-zero",
+        partial(_square_root, False),
+        "residual-safe-root",
+        ("non-finite",),
+        ("2", "1.*", "0"),
+    ),
     Program("residual-closed-trunk", _deaf, TOWER, ("dead-units", "poor-initialization"), ("2", "3")),
-    Program("residual-decay", partial(_pre_norm, 6, {"optimizer": adamw(1e-2, weight_decay=30.0)}), TOWER, ("excessive-weight-decay",)),
-    Program("residual-over-clipped", partial(_pre_norm, 6, {"optimizer": sgd(0.1), "clip": 1e-4}), TOWER, ("over-clipping",)),
-    Program("residual-never-zeroed", partial(_resnet, {"optimizer": sgd(0.3), "zero_gradients": False, "steps": 150}), REF, ("gradient-not-zeroed",)),
-    Program("residual-trunk-not-optimized", _wrong_group, "residual-neck", ("not-optimized",), ("0", "1.*", "2")),
+    Program(
+        "residual-decay",
+        partial(_pre_norm, 6, {"optimizer": adamw(1e-2, weight_decay=30.0)}),
+        TOWER,
+        ("excessive-weight-decay",),
+    ),
+    Program(
+        "residual-over-clipped",
+        partial(_pre_norm, 6, {"optimizer": sgd(0.1), "clip": 1e-4}),
+        TOWER,
+        ("over-clipping",),
+    ),
+    Program(
+        "residual-never-zeroed",
+        partial(_resnet, {"optimizer": sgd(0.3), "zero_gradients": False, "steps": 150}),
+        REF,
+        ("gradient-not-zeroed",),
+    ),
+    Program(
+        "residual-trunk-not-optimized", _wrong_group, "residual-neck", ("not-optimized",), ("0", "1.*", "2")
+    ),
 )

@@ -18,7 +18,10 @@ BCE = F.binary_cross_entropy_with_logits
 
 
 def _cancer(
-    fit: dict[str, Any] | None = None, sizes: tuple[int, ...] = (30, 24, 24, 1), scaled: bool = True, **network: Any
+    fit: dict[str, Any] | None = None,
+    sizes: tuple[int, ...] = (30, 24, 24, 1),
+    scaled: bool = True,
+    **network: Any,
 ) -> Setup:
     inputs, targets = table("breast_cancer", scaled)
     options = {"optimizer": adam(3e-3), "loss": BCE, "batch_size": 32, **(fit or {})}
@@ -26,13 +29,18 @@ def _cancer(
 
 
 def _wine(
-    fit: dict[str, Any] | None = None, sizes: tuple[int, ...] = (13, 24, 24, 3), scaled: bool = True, **network: Any
+    fit: dict[str, Any] | None = None,
+    sizes: tuple[int, ...] = (13, 24, 24, 3),
+    scaled: bool = True,
+    **network: Any,
 ) -> Setup:
     options = {"optimizer": adam(3e-3), "batch_size": 32, "steps": 200, **(fit or {})}
     return classify(net.mlp(sizes, **network), table("wine", scaled), **options)
 
 
-def _moons(fit: dict[str, Any] | None = None, sizes: tuple[int, ...] = (2, 24, 24, 2), **network: Any) -> Setup:
+def _moons(
+    fit: dict[str, Any] | None = None, sizes: tuple[int, ...] = (2, 24, 24, 2), **network: Any
+) -> Setup:
     return classify(net.mlp(sizes, **network), moons(), **{"optimizer": adam(1e-2), **(fit or {})})
 
 
@@ -80,7 +88,9 @@ def _mixed_rates() -> Setup:
 
 
 def _diabetes_lines(fit: dict[str, Any]) -> Setup:
-    return regress(nn.Sequential(nn.Linear(10, 1)), table("diabetes"), **{"batch_size": 32, "steps": 300, **fit})
+    return regress(
+        nn.Sequential(nn.Linear(10, 1)), table("diabetes"), **{"batch_size": 32, "steps": 300, **fit}
+    )
 
 
 CANCER, WINE, MOONS, LINES = "tabular-cancer", "tabular-wine", "tabular-moons", "tabular-diabetes-linear"
@@ -90,41 +100,122 @@ PROGRAMS = (
     Program(CANCER, _cancer, target=0.97),
     Program("tabular-cancer-logistic", partial(_cancer, {"optimizer": adam(1e-2)}, (30, 1)), CANCER),
     Program("tabular-cancer-tanh", partial(_cancer, activation=nn.Tanh, initialise=net.glorot), CANCER),
-    Program("tabular-cancer-sigmoid-2", partial(_cancer, {"optimizer": adam(1e-2)}, activation=nn.Sigmoid, initialise=net.glorot), CANCER),
+    Program(
+        "tabular-cancer-sigmoid-2",
+        partial(_cancer, {"optimizer": adam(1e-2)}, activation=nn.Sigmoid, initialise=net.glorot),
+        CANCER,
+    ),
     Program("tabular-cancer-dropout", partial(_cancer, dropout=0.3), CANCER),
-    Program("tabular-cancer-batchnorm-input", partial(_cancer, {"optimizer": adam(1e-2)}, scaled=False, norm=nn.BatchNorm1d), CANCER),
+    Program(
+        "tabular-cancer-batchnorm-input",
+        partial(_cancer, {"optimizer": adam(1e-2), "steps": 400}, scaled=False, norm=nn.BatchNorm1d),
+        CANCER,
+    ),
     Program("tabular-cancer-rmsprop", partial(_cancer, {"optimizer": rmsprop(1e-3)}), CANCER),
     Program("tabular-hinge", _hinge, CANCER),
     Program(WINE, _wine, target=0.98),
     Program("tabular-wine-wide", partial(_wine, {"steps": 150}, (13, 256, 256, 3)), WINE),
     Program("tabular-wine-to-zero", partial(_wine, {"optimizer": adam(1e-2), "steps": 600}), WINE),
     Program("tabular-wine-mixed-rates", _mixed_rates, WINE),
-    Program("tabular-wine-smoothed", partial(_wine, {"loss": partial(F.cross_entropy, label_smoothing=0.1)}), WINE),
+    Program(
+        "tabular-wine-smoothed", partial(_wine, {"loss": partial(F.cross_entropy, label_smoothing=0.1)}), WINE
+    ),
     Program("tabular-wine-amsgrad", partial(_wine, {"optimizer": adam(3e-3, amsgrad=True)}), WINE),
     Program(MOONS, _moons, target=0.95),
     Program("tabular-moons-full-batch", partial(_moons, {"batch_size": 1000}), MOONS),
-    Program("tabular-moons-batch-4", partial(_moons, {"batch_size": 4, "steps": 400, "optimizer": adam(3e-3)}), MOONS),
-    Program("tabular-moons-nesterov", partial(_moons, {"optimizer": sgd(0.1, momentum=0.9, nesterov=True)}), MOONS),
+    Program(
+        "tabular-moons-batch-4",
+        partial(_moons, {"batch_size": 4, "steps": 400, "optimizer": adam(3e-3)}),
+        MOONS,
+    ),
+    Program(
+        "tabular-moons-nesterov", partial(_moons, {"optimizer": sgd(0.1, momentum=0.9, nesterov=True)}), MOONS
+    ),
     Program("tabular-moons-cosine", partial(_moons, {"schedule": lambda step: 1 - step / 250}), MOONS),
-    Program("tabular-moons-relu-default-8", partial(_moons, {"steps": 400}, (2, *[32] * 6, 2), initialise=None), MOONS),
+    Program(
+        "tabular-moons-relu-default-8",
+        partial(_moons, {"steps": 400}, (2, *[32] * 6, 2), initialise=None),
+        MOONS,
+    ),
     Program("tabular-ratio-safely", partial(_ratio, 1e-2), MOONS),
     Program(LINES, partial(_diabetes_lines, {"optimizer": adam(2e-2)}), target=0.48),
-    Program("tabular-cancer-raw", partial(_cancer, {"optimizer": sgd(0.05)}, scaled=False, activation=nn.Tanh, initialise=net.glorot), CANCER, ("unscaled-input",), ("0", "1")),
-    Program("tabular-wine-raw", partial(_wine, {"optimizer": sgd(0.05)}, scaled=False), WINE, ("unscaled-input",), ("0", "1")),
-    Program("tabular-cancer-twice-sigmoid", partial(_cancer, {"loss": _twice_sigmoid, "optimizer": sgd(0.003)}), CANCER, ("output-mismatch", *LOW), ("4",)),
-    Program("tabular-cancer-lr-3", partial(_cancer, {"optimizer": adam(3.0)}, (30, 24, 24, 24, 24, 1)), CANCER, HIGH),
+    Program(
+        "tabular-cancer-raw",
+        partial(_cancer, {"optimizer": sgd(0.05)}, scaled=False, activation=nn.Tanh, initialise=net.glorot),
+        CANCER,
+        ("unscaled-input",),
+        ("0", "1"),
+    ),
+    Program(
+        "tabular-wine-raw",
+        partial(_wine, {"optimizer": sgd(0.05)}, scaled=False),
+        WINE,
+        ("unscaled-input",),
+        ("0", "1"),
+    ),
+    Program(
+        "tabular-cancer-twice-sigmoid",
+        partial(_cancer, {"loss": _twice_sigmoid, "optimizer": sgd(0.003)}),
+        CANCER,
+        ("output-mismatch", *LOW),
+        ("4",),
+    ),
+    Program(
+        "tabular-cancer-lr-3",
+        partial(_cancer, {"optimizer": adam(3.0)}, (30, 24, 24, 24, 24, 1)),
+        CANCER,
+        HIGH,
+    ),
     Program("tabular-cancer-lr-1e-6", partial(_cancer, {"optimizer": adam(1e-6)}), CANCER, LOW),
     Program("tabular-wine-sgd-1e-5", partial(_wine, {"optimizer": sgd(1e-5)}), WINE, LOW),
     Program("tabular-moons-sgd-30", partial(_moons, {"optimizer": sgd(30.0)}), MOONS, HIGH),
     Program("tabular-diabetes-linear-1e-5", partial(_diabetes_lines, {"optimizer": adam(1e-5)}), LINES, LOW),
-    Program("tabular-diabetes-linear-sgd-3", partial(_diabetes_lines, {"optimizer": sgd(3.0)}), LINES, (*HIGH, "loss-divergence")),
-    Program("tabular-wine-sigmoid-10", partial(_wine, sizes=(13, *[24] * 10, 3), activation=nn.Sigmoid), WINE, VANISHED),
-    Program("tabular-moons-tiny-init", partial(_moons, sizes=(2, *[24] * 8, 2), initialise=net.normal(0.01)), MOONS, VANISHED),
-    Program("tabular-cancer-born-dead", _embedded_dead, CANCER, ("dead-units", "poor-initialization"), ("0", "1")),
+    Program(
+        "tabular-diabetes-linear-sgd-3",
+        partial(_diabetes_lines, {"optimizer": sgd(3.0)}),
+        LINES,
+        (*HIGH, "loss-divergence"),
+    ),
+    Program(
+        "tabular-wine-sigmoid-10",
+        partial(_wine, sizes=(13, *[24] * 10, 3), activation=nn.Sigmoid),
+        WINE,
+        VANISHED,
+    ),
+    Program(
+        "tabular-moons-tiny-init",
+        partial(_moons, sizes=(2, *[24] * 8, 2), initialise=net.normal(0.01)),
+        MOONS,
+        VANISHED,
+    ),
+    Program(
+        "tabular-cancer-born-dead", _embedded_dead, CANCER, ("dead-units", "poor-initialization"), ("0", "1")
+    ),
     Program("tabular-wine-forgotten", _forgotten, WINE, ("not-optimized",)),
-    Program("tabular-wine-decay", partial(_wine, {"optimizer": adamw(1e-2, weight_decay=60.0)}), WINE, ("excessive-weight-decay",)),
-    Program("tabular-moons-clipped-away", partial(_moons, {"optimizer": sgd(0.1), "clip": 1e-4}), MOONS, ("over-clipping",)),
+    Program(
+        "tabular-wine-decay",
+        partial(_wine, {"optimizer": adamw(1e-2, weight_decay=60.0)}),
+        WINE,
+        ("excessive-weight-decay",),
+    ),
+    Program(
+        "tabular-moons-clipped-away",
+        partial(_moons, {"optimizer": sgd(0.1), "clip": 1e-4}),
+        MOONS,
+        ("over-clipping",),
+    ),
     Program("tabular-ratio-of-zero", partial(_ratio, 0.0), "tabular-ratio-safely", ("non-finite",), ("0",)),
-    Program("tabular-wine-zero", partial(_wine, initialise=net.constant(0.0)), WINE, ("symmetric-weights", "zero-gradient", "poor-initialization")),
-    Program("tabular-wine-layernorm-of-one", partial(_wine, sizes=(13, 24, 1, 24, 3), norm=lambda width: nn.LayerNorm(width)), WINE, ("degenerate-normalization",), ("4",)),
+    Program(
+        "tabular-wine-zero",
+        partial(_wine, initialise=net.constant(0.0)),
+        WINE,
+        ("symmetric-weights", "zero-gradient", "poor-initialization"),
+    ),
+    Program(
+        "tabular-wine-layernorm-of-one",
+        partial(_wine, sizes=(13, 24, 1, 24, 3), norm=lambda width: nn.LayerNorm(width)),
+        WINE,
+        ("degenerate-normalization",),
+        ("4",),
+    ),
 )

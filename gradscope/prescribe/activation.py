@@ -136,10 +136,10 @@ def replacement(
     """Return the remedy that puts activation `to` after all hidden layers, initialised for it if asked."""
     old = case.activation
     layers = initializable(case) if initial else []
-    if not case.activation_layers() and not case.functional and old is not None:
+    if not case.activation_layers and not case.functional and old is not None:
         return None
     action: dict[str, object] = {"do": "replace-activation", "to": to}
-    modules = [layer.name for layer in case.activation_layers()]
+    modules = [layer.name for layer in case.activation_layers]
     if old is not None:
         action["from"] = [old]
     if modules and not case.functional:

@@ -106,18 +106,16 @@ class Case:
     @cached_property
     def activation_layers(self) -> tuple[LayerInfo, ...]:
         """The activation modules behind hidden layers."""
-        behind = {
+        hidden = {
             self.activation_behind[layer.name].name for layer in self.hidden if self.activation_of(layer)
         }
-        behind -= {
+        at_output = {
             self.activation_behind[name].name for name in self.outputs if name in self.activation_behind
         }
         return tuple(
             layer
             for layer in self.run.layers
-            if layer.name in behind
-            and layer.role == "activation"
-            and (not names or layer.activation in names)
+            if layer.name in hidden - at_output and layer.role == "activation"
         )
 
     @cached_property
@@ -219,7 +217,8 @@ class Case:
     def peak_update_ratio(self) -> float | None:
         """Largest of the weights' median |update| / |weight| over the recorded steps, None if nothing moved."""
         table = self.run.parameter_table("update_ratio")
-        rows = table[[item.name for item in self.weights if item.name in table.columns]].median(axis=1)
+        names = [item.name for item in self.weights if item.name in table.columns]
+        rows = table[names].median(axis=1)
         values = _finite(rows.to_numpy())
         return float(values.max()) if len(values) else None
 

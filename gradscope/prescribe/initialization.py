@@ -168,7 +168,7 @@ def expect_gain(case: Case, before: float | None, after: float | None) -> str:
 
 
 def gain_before(case: Case) -> float | None:
-    """Return the gain per layer of this run: measured, predicted, or from the initial weights; None if unknown."""
+    """Return the gain per layer: measured, predicted, or from the initial weights; None if unknown."""
     if case.finding.rule.endswith(("-gradient", "-signal")) and case.gain:
         return case.gain
     return gain_at(case.activation, weight_variance(case))

@@ -55,7 +55,7 @@ def use_sgd(case: Case) -> Remedy | None:
 def lower_epsilon(case: Case) -> Remedy | None:
     """Lower Adam's epsilon below the gradients' size."""
     old = case.number("eps") or case.option("eps") or 1e-8
-    kind = case.optimizer or "Adam"
+    kind = case.optimizer if case.adaptive else "Adam"
     table = case.run.parameter_table("second_moment_rms").to_numpy()
     sizes = np.sqrt(table[np.isfinite(table) & (table > 0)])
     size = float(np.percentile(sizes, 10)) if len(sizes) else None

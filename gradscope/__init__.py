@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gradscope.pytorch_lightning import GradScope
     from gradscope.settings import Settings
     from gradscope.store import read_run
+    from gradscope.treat import treat
 
 _PUBLIC = {
     "GradScope": "gradscope.pytorch_lightning",
@@ -21,10 +22,11 @@ _PUBLIC = {
     "Settings": "gradscope.settings",
     "examine": "gradscope.examine",
     "read_run": "gradscope.store",
+    "treat": "gradscope.treat",
     "watch": "gradscope.loop",
 }
 
-__all__ = ["GradScope", "GradscopeError", "Settings", "examine", "read_run", "watch"]
+__all__ = ["GradScope", "GradscopeError", "Settings", "examine", "read_run", "treat", "watch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,241 @@
+"""Train one treated copy for a short, fixed budget, under observation."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from gradscope.errors import SurgeryRefused
+from gradscope.loop import watch
+from gradscope.prescribe import surgery
+from gradscope.prescribe.training import TrainingChange
+from gradscope.treat.patient import Patient
+
+OnStep = Callable[[], None]
+
+
+@dataclass
+class Course:
+    """What a training showed: the loss and the end of every step, and where it is recorded."""
+
+    run: Path
+    losses: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Return the median seconds from one step's end to the next, 0 if there were fewer than two."""
+        gaps = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+        return median(gaps) if gaps else 0.0
+
+    def note(self, loss: Tensor | float) -> None:
+        """Note the end of a step."""
+        self.losses.append(float(loss))
+        self.times.append(perf_counter())
+
+
+def train(
+    patient: Patient | pl.LightningModule,
+    batches: Sequence[Any],
+    change: TrainingChange,
+    run: Path,
+    seed: int,
+    on_step: OnStep = lambda: None,
+) -> Course:
+    """Train a step on each batch, and record into `run`; SurgeryRefused if `change` can't be made."""
+    batches = _scaled_inputs(batches) if change.scale_inputs else batches
+    torch.manual_seed(seed)
+    if isinstance(patient, Patient):
+        return _train_plain(patient, batches, change, run, on_step)
+    return _train_lightning(patient, batches, change, run, on_step)
+
+
+def _train_plain(
+    patient: Patient, batches: Sequence[Any], change: TrainingChange, run: Path, on_step: OnStep
+) -> Course:
+    if change.precision:
+        raise SurgeryRefused("precision is set by Lightning's Trainer; change it in your own loop")
+    model, loss_of = patient.model, patient.loss
+    if change.scale_targets:
+        loss_of = _loss_of_scaled_targets(loss_of, batches)
+    optimizer = changed_optimizer(patient.optimizer(model), change, model)
+    course = Course(run)
+    model.train()
+    with watch(model, optimizer, run_dir=run) as scope:
+        for batch in batches:
+            inputs, targets = _pair(batch)
+            optimizer.zero_grad()
+            loss = loss_of(model(inputs), targets)
+            loss.backward()
+            if change.clipping:
+                surgery.clip_gradients(change.clipping, model.parameters())
+            optimizer.step()
+            scope.step(loss)
+            course.note(loss.detach())
+            on_step()
+    return course
+
+
+def _train_lightning(
+    module: Any, batches: Sequence[Any], change: TrainingChange, run: Path, on_step: OnStep
+) -> Course:
+    if change.scale_targets:
+        raise SurgeryRefused("only you know where this module uses its targets: standardise them there")
+    if change.clipping and not module.automatic_optimization:
+        raise SurgeryRefused("under manual optimisation, clipping belongs into training_step")
+    package: Any = pl
+    if not isinstance(module, pl.LightningModule):
+        import lightning.pytorch as package
+    course = Course(run)
+    _override_training(module, change)
+    with _quiet():
+        trainer = package.Trainer(
+            accelerator="cpu",
+            max_steps=len(batches) if module.automatic_optimization else -1,
+            max_epochs=1,
+            precision=change.precision or "32-true",
+            callbacks=[_scope(package, run), _ticker(package, course, on_step)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+        )
+        # A bare list would be taken for several loaders.
+        loader: DataLoader[Any] = DataLoader(list(batches), batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
+        trainer.fit(module, train_dataloaders=loader)
+    return course
+
+
+def _scope(package: Any, run: Path) -> Any:
+    if package is pl:
+        from gradscope.pytorch_lightning import GradScope
+    else:
+        from gradscope.lightning import GradScope  # type: ignore[assignment]
+    return GradScope(run_dir=str(run), verbose=False)
+
+
+def _ticker(package: Any, course: Course, on_step: OnStep) -> Any:
+    class Ticker(package.Callback):  # type: ignore[misc]
+        """Notes the loss of each batch."""
+
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
+            loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+            course.note(loss.detach() if isinstance(loss, Tensor) else float("nan"))
+            on_step()
+
+    return Ticker()
+
+
+def _override_training(module: Any, change: TrainingChange) -> None:
+    """Put the change between a module (our own copy) and what it configures."""
+    configure = module.configure_optimizers
+
+    def configure_optimizers() -> Any:
+        return _changed_configuration(configure(), change, module)
+
+    module.configure_optimizers = configure_optimizers
+    clipping = change.clipping
+    if clipping:
+
+        def configure_gradient_clipping(*_: Any, **__: Any) -> None:
+            surgery.clip_gradients(clipping, module.parameters())
+
+        module.configure_gradient_clipping = configure_gradient_clipping
+
+
+def _changed_configuration(configured: Any, change: TrainingChange, model: nn.Module) -> Any:
+    """Change the optimizers in what configure_optimizers returned, whichever of its forms that has."""
+    if isinstance(configured, Optimizer):
+        return changed_optimizer(configured, change, model)
+    if isinstance(configured, dict):
+        optimizer = changed_optimizer(configured["optimizer"], change, model)
+        return {**configured, "optimizer": _unless_scheduled(configured["optimizer"], optimizer)}
+    if isinstance(configured, tuple) and len(configured) == 2 and isinstance(configured[0], list):
+        optimizers, schedulers = configured
+        made = [changed_optimizer(item, change, model) for item in optimizers]
+        if schedulers:
+            made = [_unless_scheduled(old, new) for old, new in zip(optimizers, made, strict=True)]
+        return made, schedulers
+    if isinstance(configured, (list, tuple)):
+        return [_changed_configuration(item, change, model) for item in configured]
+    return configured
+
+
+def _unless_scheduled(old: Optimizer, new: Optimizer) -> Optimizer:
+    if new is not old:
+        raise SurgeryRefused("a scheduler holds on to the optimizer; exchange both in your own code")
+    return new
+
+
+def changed_optimizer(optimizer: Optimizer, change: TrainingChange, model: nn.Module) -> Optimizer:
+    """Return the optimizer with the change made; the given one if nothing of it changes."""
+    of_optimizer = replace(change, clipping=None, scale_inputs=False, scale_targets=False, precision=None)
+    if of_optimizer:
+        optimizer = surgery.change_optimizer(change, optimizer, model)
+    if change.warmup_steps:
+        schedule = surgery.warm_up(optimizer, change.warmup_steps)
+        optimizer.register_step_post_hook(lambda *_: schedule.step())
+    return optimizer
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise SurgeryRefused("a plain model's batches must be (inputs, targets); use a LightningModule otherwise")
+
+
+def _scaled_inputs(batches: Sequence[Any]) -> list[Any]:
+    """Standardise each batch's first tensor by the mean and deviation of each feature over all batches."""
+    first = [batch[0] for batch in batches if isinstance(batch, (tuple, list))]
+    if len(first) != len(batches) or not all(isinstance(x, Tensor) and x.is_floating_point() for x in first):
+        raise SurgeryRefused(
+            "inputs can be standardised only where a batch begins with a floating-point tensor"
+        )
+    mean, deviation = _moments(torch.cat(first))
+    scaled = copy.copy(list(batches))
+    return [type(batch)([(batch[0] - mean) / deviation, *batch[1:]]) for batch in scaled]
+
+
+def _loss_of_scaled_targets(loss: Callable[[Any, Any], Tensor], batches: Sequence[Any]) -> Any:
+    targets = torch.cat([_pair(batch)[1] for batch in batches])
+    if not targets.is_floating_point():
+        raise SurgeryRefused("targets are classes, which have no scale")
+    mean, deviation = _moments(targets)
+    return lambda output, target: loss(output, (target - mean) / deviation)
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    deviation = values.std(dim=0)
+    return values.mean(dim=0), torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's advice on data loaders and hardware off the terminal."""
+    logs = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

@@ -1,0 +1,144 @@
+"""Treatments of small patients: what helps is told from what doesn't, and nothing is lost."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import gradscope
+from gradscope.errors import GradscopeError
+from gradscope.records import Remedy
+from gradscope.treat import treat
+
+LOWER = Remedy("learning-rate", "Lower the rate", "", "", "", {"do": "train", "rate": 0.05})
+RAISE = Remedy("learning-rate", "Raise the rate", "", "", "", {"do": "train", "rate": 1e3})
+BY_HAND = Remedy("code", "Look at the data", "", "", "", {})
+NONSENSE = Remedy("activation", "Replace what is not there", "", "", "", {"do": "no such operation"})
+
+
+def batches(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(8, 32, 6, generator=generator)
+    weights = torch.randn(6, generator=torch.Generator().manual_seed(0))
+    return [(x, (x @ weights > 0).long()) for x in inputs]
+
+
+def build(rate: float) -> Any:
+    def make() -> Any:
+        model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2))
+        return model, torch.optim.SGD(model.parameters(), lr=rate), nn.CrossEntropyLoss()
+
+    return make
+
+
+def test_what_helps_is_told_from_what_does_not(tmp_path: Path) -> None:
+    remedies = [RAISE, BY_HAND, NONSENSE, LOWER]
+    treatment = treat(build(50.0), batches, remedies, steps=40, seeds=3, run_dir=tmp_path / "t")
+    by_title = {effect.remedy.title: effect for effect in treatment.effects}
+    assert treatment.effects[0].remedy is LOWER
+    assert by_title["Lower the rate"].outcome == "helps"
+    assert by_title["Raise the rate"].outcome != "helps"
+    assert by_title["Look at the data"].outcome == "not tried"
+    assert "unknown operation" in by_title["Replace what is not there"].failure
+    assert treatment.verdict == "repaired"
+    assert treatment.winner is treatment.effects[0]
+    assert treatment.complete
+    assert Path(treatment.winner.trials[0].run, "run.json").exists()
+
+
+def test_a_patient_that_trains_well_is_not_ill(tmp_path: Path) -> None:
+    treatment = treat(build(0.5), batches, [RAISE], steps=60, seeds=2, run_dir=tmp_path / "t")
+    assert treatment.verdict == "not ill"
+    assert treatment.winner is None
+    assert treatment.effects[0].outcome in ("harms", "no clear effect")
+
+
+def _figures(treatment: Any) -> list[Any]:
+    return [[trial.losses for trial in effect.trials] for effect in treatment.effects]
+
+
+def test_a_treatment_is_deterministic(tmp_path: Path) -> None:
+    one = treat(build(5.0), batches, [LOWER], steps=20, seeds=2, run_dir=tmp_path / "a")
+    other = treat(build(5.0), batches, [LOWER], steps=20, seeds=2, run_dir=tmp_path / "b")
+    assert _figures(one) == _figures(other)
+    assert [trial.losses for trial in one.patient] == [trial.losses for trial in other.patient]
+
+
+def test_it_stops_at_its_time_limit_with_what_it_has_and_goes_on_later(tmp_path: Path) -> None:
+    stopped = treat(build(5.0), batches, [LOWER], steps=20, seeds=2, run_dir=tmp_path / "t", time_limit=0)
+    assert not stopped.complete
+    assert len(stopped.patient) == 1
+    assert stopped.effects[0].outcome == "not tried"
+    resumed = treat(build(5.0), batches, [LOWER], steps=20, seeds=2, run_dir=tmp_path / "t")
+    whole = treat(build(5.0), batches, [LOWER], steps=20, seeds=2, run_dir=tmp_path / "whole")
+    assert resumed.complete
+    assert _figures(resumed) == _figures(whole)
+
+
+def test_an_interrupted_treatment_resumes_without_repeating_what_is_done(tmp_path: Path) -> None:
+    class Stop(BaseException):
+        pass
+
+    seen: list[str] = []
+
+    def stop_in_the_second_seed(name: str, step: int, steps: int) -> None:
+        seen.append(name)
+        if name == "Lower the rate, seed 1" and step == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        treat(build(5.0), batches, [LOWER], 20, 2, tmp_path / "t", progress=stop_in_the_second_seed)
+    seen.clear()
+    treatment = treat(
+        build(5.0), batches, [LOWER], 20, 2, tmp_path / "t", progress=lambda name, *_: seen.append(name)
+    )
+    assert set(seen) == {"Lower the rate, seed 1"}
+    assert treatment.complete
+
+
+def test_another_treatment_in_the_same_place_is_refused(tmp_path: Path) -> None:
+    treat(build(5.0), batches, [], steps=20, seeds=1, run_dir=tmp_path / "t")
+    with pytest.raises(GradscopeError, match="another treatment"):
+        treat(build(5.0), batches, [], steps=30, seeds=1, run_dir=tmp_path / "t")
+
+
+def test_the_patient_is_never_touched_even_if_build_returns_one_and_the_same(tmp_path: Path) -> None:
+    model, optimizer, loss = build(0.5)()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    remedy = Remedy("initialization", "Initialise", "", "", "", {"do": "initialize", "scheme": "xavier"})
+    treatment = treat(lambda: (model, optimizer, loss), batches, [remedy], 10, 1, tmp_path / "t")
+    assert treatment.effects[0].outcome != "not tried"
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_patient_that_cannot_be_trained_is_said_in_one_line(tmp_path: Path) -> None:
+    def broken() -> Any:
+        model = nn.Linear(3, 2)
+        return model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss()
+
+    with pytest.raises(GradscopeError, match="the patient itself can't be trained"):
+        treat(broken, batches, [], steps=10, seeds=1, run_dir=tmp_path / "t")
+
+
+def test_bad_arguments_are_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(GradscopeError, match="at least 10 steps"):
+        treat(build(0.5), batches, [], steps=2, run_dir=tmp_path / "t")
+    with pytest.raises(GradscopeError, match="prescribed"):
+        treat(build(0.5), batches, "all", steps=10, seeds=1, run_dir=tmp_path / "t")
+
+
+def test_a_training_that_diverges_counts_as_the_worst(tmp_path: Path) -> None:
+    breaking = Remedy("learning-rate", "Break it", "", "", "", {"do": "train", "rate": math.inf})
+    treatment = treat(build(0.5), batches, [breaking], steps=20, seeds=2, run_dir=tmp_path / "t")
+    assert all(trial.improvement == -1 for trial in treatment.effects[0].trials)
+    assert treatment.effects[0].outcome == "harms"
+
+
+def test_the_package_is_the_function(tmp_path: Path) -> None:
+    treatment = gradscope.treat(build(0.5), batches, [], steps=10, seeds=1, run_dir=tmp_path / "t")
+    assert treatment.steps == 10

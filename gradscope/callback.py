@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 from collections.abc import Mapping
-from datetime import datetime
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradscope.observe import Recorder
+from gradscope.places import new_run
 from gradscope.settings import Settings
 from gradscope.store import RunWriter, read_run
 
@@ -23,6 +25,8 @@ class Observation:
     every_n_steps: record every n-th optimizer step, or "auto": dense at first, then sparser.
     layers: shell-style name patterns of the modules to watch; all leaves by default.
     update_sample: parameters with more entries have their update measured on a sample of so many.
+    dead_window: recorded steps without any activity after which a unit counts as dead.
+    verbose: print one line at the end: the verdict, the top finding, and the command that shows the report.
     """
 
     def __init__(
@@ -31,14 +35,23 @@ class Observation:
         every_n_steps: int | Literal["auto"] = "auto",
         layers: list[str] | None = None,
         update_sample: int = 4096,
+        dead_window: int = 10,
         verbose: bool = True,
     ) -> None:
+        super().__init__()
         self._settings = Settings(
-            every_n_steps=every_n_steps, layers=tuple(layers or ()), update_sample=update_sample
+            every_n_steps=every_n_steps,
+            layers=tuple(layers or ()),
+            update_sample=update_sample,
+            dead_window=dead_window,
         )
-        self._asked, self._verbose = run_dir, verbose
+        self._run_dir, self._verbose = run_dir, verbose
         self._recorder: Recorder | None = None
         self._restored: dict[str, Any] = {}
+        self._handles: list[Any] = []
+        self._losses: list[Tensor] = []
+        self._micro_batches, self._updated = 0, False
+        self._scale: Tensor | None = None
         self.run_path: Path | None = None
 
     # Where and when the run begins and ends
@@ -46,36 +59,48 @@ class Observation:
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin the run: the model, its optimizers and the place for the run are known by now."""
         optimizers = [getattr(item, "optimizer", item) for item in trainer.optimizers]
-        self.run_path = self._place(trainer)
+        self.run_path = Path(trainer.strategy.broadcast(str(self._place(trainer))))
         self._recorder = Recorder(
-            _module_of(pl_module),
+            _model_of(pl_module),
             optimizers,
             RunWriter(self.run_path, rank=trainer.global_rank, settings=self._settings),
             self._settings,
-            training=_training(trainer),
-            first_step=int(self._restored.get("step", 0)),
+            training=_facts_of(trainer, pl_module),
+            versions=_versions(trainer),
+            first_step=int(self._restored.get("step", 0 if len(optimizers) > 1 else trainer.global_step)),
         )
+        self._restored = {}
+        self._begin_step()
         self._recorder.start()
-        self._micro_batches, self._losses = 0, []
+        # Optimizers that are stepped behind Lightning's back are seen too.
+        self._handles = [item.register_step_post_hook(self._after_update) for item in optimizers]
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """End the run as finished, or as interrupted where the trainer was asked to stop."""
-        interrupted = getattr(trainer, "interrupted", False)
-        self._stop(trainer, "interrupted" if interrupted else "finished", "")
+        """End the run."""
+        self._stop(trainer, "finished", "")
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """End the run with what ended the training."""
         asked = (
             isinstance(exception, (KeyboardInterrupt, SystemExit)) or "SIGTERM" in type(exception).__name__
         )
-        self._stop(trainer, "interrupted" if asked else "failed", f"{type(exception).__name__}: {exception}")
+        reason = f"{type(exception).__name__}: {exception}".rstrip(": ")
+        self._stop(trainer, "interrupted" if asked else "failed", reason)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """End the run where nothing else did."""
+        self._stop(trainer, "interrupted", "")
 
     def _stop(self, trainer: Any, status: Any, exception: str) -> None:
         recorder, self._recorder = self._recorder, None
         if recorder is None:
             return
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
         recorder.stop(status, exception)
-        if self._verbose and trainer.global_rank == 0 and self.run_path is not None:
+        self._restored = {}
+        if self._verbose and trainer.is_global_zero and self.run_path is not None:
             print(closing_line(self.run_path))
 
     # A step
@@ -86,107 +111,144 @@ class Observation:
             self._recorder.begin_step()
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
-        """Keep the loss that is minimised."""
-        if self._recorder is not None and self._recorder.recording:
-            self._recorder.minimised(loss)
-            self._losses.append(loss.detach().clone())
+        """Keep the loss that is minimised: divided for accumulation, multiplied by the loss scale."""
+        recorder = self._recorder
+        if recorder is not None and recorder.recording:
+            recorder.minimised(loss)
+            factor = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+            value = loss.detach().double() * factor
+            scale = _loss_scale(trainer)
+            self._losses.append(value if scale is None else value / scale)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Read weights and gradients: accumulated, unscaled, before clipping."""
-        if self._recorder is not None:
-            self._recorder.before_update(getattr(optimizer, "optimizer", optimizer))
+        self._updated = True
+        recorder = self._recorder
+        if recorder is None or not recorder.recording:
+            return
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        self._scale = _loss_scale(trainer)
+        handles_it = getattr(optimizer, "_step_supports_amp_scaling", False)
+        scaled = self._scale is not None and handles_it
+        recorder.before_update(optimizer, self._scale if scaled and self._scale is not None else 1.0)
+
+    def _after_update(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
+        self._updated = True
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """End the step if an optimizer has made one."""
-        if self._recorder is None:
+        recorder = self._recorder
+        if recorder is None:
             return
         self._micro_batches += 1
-        if trainer.fit_loop.epoch_loop._should_accumulate() and pl_module.automatic_optimization:
-            return
-        facts: dict[str, float] = {}
-        if self._recorder.recording:
-            facts = {
-                "epoch": trainer.current_epoch,
-                "batch_idx": batch_idx,
-                "micro_batches": self._micro_batches,
-            }
-            if self._losses:
-                scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-                facts["loss"] = scale * sum(float(loss) for loss in self._losses) / len(self._losses)
-        self._recorder.end_step(facts)
-        self._micro_batches, self._losses = 0, []
+        if self._updated:
+            recorder.end_step(self._facts(trainer, batch_idx) if recorder.recording else {})
+            self._begin_step()
+
+    def _begin_step(self) -> None:
+        self._micro_batches, self._losses, self._updated, self._scale = 0, [], False, None
+
+    def _facts(self, trainer: Any, batch_idx: int) -> dict[str, float | Tensor]:
+        facts: dict[str, float | Tensor] = {
+            "epoch": trainer.current_epoch,
+            "batch_idx": batch_idx,
+            "micro_batches": self._micro_batches,
+        }
+        if self._losses:
+            facts["loss"] = torch.stack(self._losses).mean()
+        if self._scale is not None:
+            facts["amp_scale"] = self._scale
+            after = _loss_scale(trainer)
+            facts["skipped"] = (after < self._scale).double() if after is not None else 0.0
+        return facts
 
     # Resuming
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs: the step count and the run's path."""
+        """Return what a resumed training needs: the steps done and the run's path."""
         if self._recorder is None:
             return dict(self._restored)
-        return {
-            "step": self._recorder.step,
-            "run_path": str(self.run_path),
-            "restarts": self._recorder.info.restarts,
-        }
+        return {"step": self._recorder.step, "run_path": str(self.run_path)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember where the training that is resumed was."""
         self._restored = dict(state_dict)
 
     def _place(self, trainer: Any) -> Path:
+        """Return the run's directory: that of the training which is resumed, else a new one."""
         restored = self._restored.get("run_path")
-        if restored:
+        if restored and (Path(restored) / "run.json").exists():
             return Path(restored)
-        return new_run(Path(self._asked) if self._asked else _beside_checkpoints(trainer))
+        return new_run(self._run_dir, beside_checkpoints(trainer))
 
 
-def new_run(folder: Path) -> Path:
-    """Return a folder for a new run within `folder`, named for the time; never one that exists."""
-    name = datetime.now().strftime("run-%Y%m%d-%H%M%S")
-    path, number = folder / name, 1
-    while path.exists():
-        number += 1
-        path = folder / f"{name}-{number}"
-    return path
-
-
-def _beside_checkpoints(trainer: Any) -> Path:
-    """Return the folder for runs by ModelCheckpoint's rule: the logger's, else default_root_dir."""
+def beside_checkpoints(trainer: Any) -> Path:
+    """Return the folder for new runs by ModelCheckpoint's rule: the logger's, else default_root_dir."""
     if not trainer.loggers:
         return Path(trainer.default_root_dir) / "gradscope"
     logger = trainer.loggers[0]
     save_dir = logger.save_dir if logger.save_dir is not None else trainer.default_root_dir
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    return Path(os.path.join(save_dir, str(logger.name), version, "gradscope"))
+    return Path(save_dir) / str(logger.name) / version / "gradscope"
 
 
-def _module_of(pl_module: Any) -> nn.Module:
-    module: nn.Module = pl_module
+def _model_of(pl_module: Any) -> nn.Module:
+    """Return the module whose names users know, not a wrapper that compilation put around it."""
+    module: nn.Module = getattr(pl_module, "_orig_mod", pl_module)
     return module
 
 
-def _training(trainer: Any) -> Mapping[str, Any]:
-    facts = {
-        "precision": trainer.precision,
+def _loss_scale(trainer: Any) -> Tensor | None:
+    """Return the loss scale of 16-bit mixed precision, still on its device; None without one."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scale = getattr(scaler, "_scale", None)
+    return scale.detach().clone() if isinstance(scale, Tensor) else None
+
+
+def _facts_of(trainer: Any, pl_module: Any) -> Mapping[str, Any]:
+    """Return the facts of the set-up that RunInfo.training names, those that are known."""
+    facts: dict[str, Any] = {
+        "precision": str(trainer.precision),
+        "device": str(pl_module.device),
         "world_size": trainer.world_size,
+        "strategy": type(trainer.strategy).__name__,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "clip_value": trainer.gradient_clip_val,
-        "clip_algorithm": str(trainer.gradient_clip_algorithm or ""),
+        "clip_algorithm": _clip_algorithm(trainer),
         "max_steps": trainer.max_steps,
         "max_epochs": trainer.max_epochs,
+        "automatic_optimization": pl_module.automatic_optimization,
+        "schedulers": [type(item.scheduler).__name__ for item in trainer.lr_scheduler_configs],
     }
-    return {name: value for name, value in facts.items() if value is not None}
+    with suppress(Exception):  # a loader may have no batch size, or there may be none
+        facts["batch_size"] = trainer.train_dataloader.batch_size
+    return {name: value for name, value in facts.items() if value is not None and value != -1}
+
+
+def _clip_algorithm(trainer: Any) -> str | None:
+    if not trainer.gradient_clip_val:
+        return None
+    return str(getattr(trainer.gradient_clip_algorithm, "value", None) or "norm")
+
+
+def _versions(trainer: Any) -> dict[str, str]:
+    package = type(trainer).__module__.split(".")[0]
+    with suppress(Exception):
+        return {package: __import__(package).__version__}
+    return {}
 
 
 def closing_line(path: Path) -> str:
     """Return one line: the verdict, the top finding, and how to see the report."""
-    command = f"gradscope report {path}"
+    command = f"gradscope report {shlex.quote(str(path))}"
     try:
         from gradscope.examine import examine
 
         report = examine(read_run(path))
+        top = report.findings[0] if report.findings else None
     except Exception:
-        return f"gradscope: recorded; see it with: {command}"
-    top = f", {report.findings[0].rule}: {report.findings[0].message}" if report.findings else ""
-    return f"gradscope: {report.verdict}{top} See it with: {command}"
+        return f"gradscope: the run is recorded. Next: {command}"
+    finding = f"; {top.rule}: {' '.join(top.message.split())}" if top else "."
+    return f"gradscope: {report.verdict}{finding} Next: {command}"

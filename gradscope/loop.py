@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradscope.callback import closing_line
 from gradscope.errors import GradscopeError
 from gradscope.observe import Recorder
+from gradscope.places import new_run
 from gradscope.settings import Settings
 from gradscope.store import RunWriter
 
@@ -19,64 +22,168 @@ from gradscope.store import RunWriter
 def watch(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer],
-    run_dir: str | Path = "gradscope_runs",
+    run_dir: str | Path | None = None,
+    verbose: bool = True,
     **settings: Any,
 ) -> Watch:
-    """Watch a model in a plain training loop; use as a context manager, and call `step` after each update.
+    """Watch a model in a plain training loop: a context manager, to be told of each step.
 
-    settings: every_n_steps, layers and the other options of `gradscope.Settings`. Gradients are read when
-    the optimizer is about to use them.
+        with gradscope.watch(model, optimizer, run_dir="runs/first") as scope:
+            for x, y in batches:
+                optimizer.zero_grad()
+                loss = criterion(model(x), y)
+                loss.backward()
+                optimizer.step()
+                scope.step(loss)
+
+    optimizer: one, or several that together make a step. run_dir: by default a new folder in
+    gradscope_runs; a run that is there already is never overwritten. settings: every_n_steps, layers and the
+    other options of `gradscope.Settings`.
+
+    Gradients are read as the optimizer is about to use them. To have them before clipping as well, call
+    `scope.before_clipping()` after the backward pass. GradscopeError if an argument can't work.
     """
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-    for item in optimizers:
-        if not isinstance(item, Optimizer):
-            raise GradscopeError(
-                f"watch needs a torch optimizer, or a list of them; got {type(item).__name__}"
-            )
     if not isinstance(model, nn.Module):
-        raise GradscopeError(f"watch needs a torch module as its model; got {type(model).__name__}")
-    return Watch(model, optimizers, Path(run_dir), Settings.from_mapping(settings))
+        raise GradscopeError(f"watch needs a torch module first; got {type(model).__name__}")
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+    if not isinstance(optimizers, (list, tuple)) or not all(
+        isinstance(item, Optimizer) for item in optimizers
+    ):
+        raise GradscopeError(
+            f"watch needs a torch optimizer, or a list of them; got {type(optimizer).__name__}"
+        )
+    unknown = set(settings) - set(Settings.__dataclass_fields__)
+    if unknown:
+        raise GradscopeError(f"watch knows no option {sorted(unknown)[0]!r}; see gradscope.Settings for all")
+    return Watch(model, list(optimizers), run_dir, Settings.from_mapping(settings), verbose)
 
 
 class Watch:
-    """A plain loop under observation."""
+    """A plain training loop under observation; made by `watch`."""
 
     def __init__(
-        self, model: nn.Module, optimizers: list[Optimizer], run_dir: Path, settings: Settings
+        self,
+        model: nn.Module,
+        optimizers: list[Optimizer],
+        run_dir: str | Path | None,
+        settings: Settings,
+        verbose: bool,
     ) -> None:
-        self.run_dir = run_dir
-        self._optimizers = optimizers
-        self._recorder = Recorder(model, optimizers, RunWriter(run_dir, settings=settings), settings)
+        self._model, self._optimizers = model, optimizers
+        self._run_dir, self._settings, self._verbose = run_dir, settings, verbose
+        self._recorder: Recorder | None = None
         self._handles: list[Any] = []
-        self._losses: list[Tensor] = []
+        self._updates = 0
+        self._steps = 0
+        self.run_path: Path | None = None
 
     def __enter__(self) -> Watch:
+        self.run_path = new_run(self._run_dir, Path("gradscope_runs"))
+        writer = RunWriter(self.run_path, settings=self._settings)
+        self._recorder = Recorder(
+            self._model, self._optimizers, writer, self._settings, _facts_of(self._model)
+        )
         self._recorder.start()
-        self._handles = [item.register_step_pre_hook(self._before_update) for item in self._optimizers]
+        for item in self._optimizers:
+            self._handles.append(item.register_step_pre_hook(self._before_update))
+            self._handles.append(item.register_step_post_hook(self._after_update))
         self._recorder.begin_step()
         return self
 
     def step(self, loss: Tensor | float | None = None) -> None:
-        """End a step: call it once after each optimizer step, with the loss that was minimised."""
-        facts = {"micro_batches": 1.0}
-        if loss is not None and self._recorder.recording:
-            facts["loss"] = float(loss.detach() if isinstance(loss, Tensor) else loss)
-            if isinstance(loss, Tensor):
-                self._recorder.minimised(loss)
-        self._recorder.end_step(facts)
-        self._recorder.begin_step()
+        """End a step: call it once after the optimizer's step, with the loss that was minimised.
 
-    def _before_update(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
-        self._recorder.before_update(optimizer)
+        GradscopeError if the loss isn't one number, or outside of the `with` block.
+        """
+        recorder = self._recorder
+        if recorder is None:
+            raise GradscopeError("scope.step works only inside the `with gradscope.watch(...)` block")
+        number = _one_number(loss)
+        self._steps += 1
+        if recorder.recording:
+            if isinstance(loss, Tensor):
+                recorder.minimised(loss)
+            facts: dict[str, float | Tensor] = {"micro_batches": 1.0}
+            recorder.end_step(facts if number is None else {**facts, "loss": number})
+        else:
+            recorder.end_step({})
+        recorder.begin_step()
+
+    def before_clipping(self) -> None:
+        """Read the gradients now: call it after the backward pass and before clipping, if you clip."""
+        if self._recorder is not None:
+            for optimizer in self._optimizers:
+                self._recorder.before_update(optimizer)
+
+    def _before_update(
+        self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        """Read the gradients; where the optimizer computes them itself by a closure, after its first call."""
+        recorder = self._recorder
+        if recorder is None or not recorder.recording:
+            return None
+        closure = options.get("closure", arguments[1] if len(arguments) > 1 else None)
+        if closure is None:
+            recorder.before_update(optimizer)
+            return None
+        observed = _observed(closure, lambda: recorder.before_update(optimizer))
+        if "closure" in options:
+            return arguments, {**options, "closure": observed}
+        return (arguments[0], observed, *arguments[2:]), options
+
+    def _after_update(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
+        self._updates += 1
+        if self._recorder is not None:
+            self._recorder.after_update(optimizer)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        recorder, self._recorder = self._recorder, None
         for handle in self._handles:
             handle.remove()
+        self._handles = []
+        if recorder is None:
+            return
         if error is None:
-            self._recorder.stop("finished")
-        elif isinstance(error, KeyboardInterrupt):
-            self._recorder.stop("interrupted", "KeyboardInterrupt")
+            recorder.stop("finished")
         else:
-            self._recorder.stop("failed", f"{type(error).__name__}: {error}")
+            asked = isinstance(error, (KeyboardInterrupt, SystemExit))
+            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            recorder.stop("interrupted" if asked else "failed", reason)
+        if error is None and self._updates and not self._steps:
+            warnings.warn(
+                "gradscope recorded nothing: call scope.step(loss) after each optimizer.step()", stacklevel=2
+            )
+        elif self._verbose and self.run_path is not None:
+            print(closing_line(self.run_path))
+
+
+def _observed(closure: Callable[[], Any], observe: Callable[[], None]) -> Callable[[], Any]:
+    """Return the closure followed, the first time, by a look at the gradients that it left."""
+    calls = 0
+
+    def call() -> Any:
+        nonlocal calls
+        result = closure()
+        calls += 1
+        if calls == 1:
+            observe()
+        return result
+
+    return call
+
+
+def _one_number(loss: Any) -> Tensor | float | None:
+    """Return the loss without its graph; GradscopeError if it isn't one number."""
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss.detach().reshape(()).clone()
+    if loss is None or (isinstance(loss, (int, float)) and not isinstance(loss, bool)):
+        return loss
+    got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    raise GradscopeError(f"scope.step takes the loss as one number; got {got}")
+
+
+def _facts_of(model: nn.Module) -> dict[str, Any]:
+    parameter = next(model.parameters(), None)
+    return {"device": str(parameter.device)} if parameter is not None else {}

@@ -127,7 +127,7 @@ class _Arrival(Probe):
     def __init__(self, dataflow: Dataflow, index: int) -> None:
         self._dataflow, self._index = dataflow, index
 
-    def __call__(self, module: nn.Module, arguments: Any, options: Any) -> None:  # type: ignore[override]
+    def __call__(self, module: nn.Module, arguments: Any, options: Any) -> None:
         try:
             self._dataflow.arrived(self._index, (arguments, options))
         except Exception:

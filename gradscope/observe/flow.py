@@ -75,7 +75,7 @@ class Flow:
 
     def signal(self, index: int, gradient: Tensor) -> None:
         """Take the gradient of the loss with respect to such a tensor."""
-        self._collector.add(SIGNAL, index, gradient.detach())
+        self._collector.add(SIGNAL, index, gradient.detach() if gradient.requires_grad else gradient)
 
     def _first_call(self, index: int, module: nn.Module, output: Any) -> None:
         tensor = next(tensors_in(output), None)

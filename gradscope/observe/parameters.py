@@ -118,6 +118,8 @@ def _unit_spread(rows: Tensor) -> float:
 
 def local_part(tensor: Tensor) -> Tensor:
     """Return this rank's shard of a distributed tensor, any other tensor as it is."""
+    if type(tensor) in (Tensor, nn.Parameter):
+        return tensor
     local = getattr(tensor, "to_local", None)
     return local() if local is not None else tensor
 

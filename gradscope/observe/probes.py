@@ -52,8 +52,8 @@ class Probe:
         started = perf_counter()
         observer = self._observer
         try:
-            # Inside a backward pass a forward is a recomputation by activation checkpointing: counted already,
-            # but it may be the one that the gradient flows through.
+            # Inside a backward pass a forward is a recomputation by activation checkpointing: counted
+            # already, but it may be the one that the gradient flows through.
             first = _running_backward() == -1
             if first:
                 observer.called(self._index, module, output)

@@ -125,7 +125,7 @@ class Recorder:
         return self.recording
 
     def minimised(self, loss: Tensor) -> None:
-        """Look at the graph of the loss that is minimised, in the first recorded step, before its backward."""
+        """Look, in the first recorded step, at the graph of the loss that is minimised."""
         if self.recording and self._flow.dataflow is not None:
             try:
                 self._flow.dataflow.minimised(loss)
@@ -141,6 +141,14 @@ class Recorder:
                 self._weights.before_update(optimizer, scale)
             self.spent += perf_counter() - started
 
+    def after_update(self, optimizer: Optimizer) -> None:
+        """Read one optimizer's updates now rather than at the step's end, before gradients are cleared."""
+        if self.recording:
+            started = perf_counter()
+            with _guard(self):
+                self._weights.after_update([optimizer])
+            self.spent += perf_counter() - started
+
     def end_step(self, facts: Mapping[str, float | Tensor]) -> None:
         """Finish the step: measure updates, and hand the record to the sink when its values are here."""
         if self.recording:
@@ -151,7 +159,8 @@ class Recorder:
         self.step += 1
 
     def _take(self, facts: Mapping[str, float | Tensor], started: float) -> None:
-        parameters = self._weights.after_update(self._optimizers)
+        self._weights.after_update(self._optimizers)
+        parameters = self._weights.take()
         layers = self._flow.take()
         if self._flow.news:
             self._learn()

@@ -90,9 +90,10 @@ class Collector:
             stage = self._stages.get(key)
             if stage is None:
                 stage = self._stages[key] = Stage(reading, tensor.shape, _wide(tensor.dtype), tensor.device)
-            stage.rows[len(stage.owners)].copy_(tensor.abs() if tensor.dtype.is_complex else tensor)
-            stage.owners.append(owner)
-            if len(stage.owners) == len(stage.rows):
+            owners, rows = stage.owners, stage.rows
+            rows[len(owners)].copy_(tensor.abs() if tensor.dtype.is_complex else tensor)
+            owners.append(owner)
+            if len(owners) == len(rows):
                 self._measured.append(stage.summarise())
         elif tensor.numel():
             self._measured.append(_measure_whole(reading, owner, tensor))
@@ -128,7 +129,7 @@ def _measure_whole(reading: Reading, owner: int, tensor: Tensor) -> Measured:
     table = (magnitudes_of_whole if reading.signal else moments_of_whole)(entries)[:, None]
     saturated = live = None
     if reading.limits:
-        sample = sample_of(entries)[None]
+        sample = sample_of(entries).reshape(1, -1)
         saturated = 1.0 - count_between(
             sample if sample.dtype.itemsize >= 4 else sample.float(), *reading.limits
         )

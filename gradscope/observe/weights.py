@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -74,6 +75,19 @@ class Shelf:
         return later if len(places) == count else later[places]
 
 
+@dataclass
+class _Opened:
+    """One optimizer's parameters between the two readings around its update.
+
+    sampled: entries of large parameters before the update; gradients: with their version, which counts
+    changes in place.
+    """
+
+    shelves: list[Shelf]
+    sampled: dict[int, Tensor] = field(default_factory=dict)
+    gradients: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
+
+
 class ParameterProbe:
     """Reads the parameters before and after each recorded optimizer step.
 
@@ -93,14 +107,17 @@ class ParameterProbe:
     def forget(self) -> None:
         """Forget the step that was read so far."""
         self._step = ParameterStep(len(self._parameters))
-        self._read: list[Shelf] = []
-        self._sampled: dict[int, Tensor] = {}
-        self._gradients: dict[int, tuple[Tensor, int]] = {}
+        self._open: dict[int, _Opened] = {}
 
     @torch.no_grad()
     def before_update(self, optimizer: Optimizer, scale: float | Tensor = 1.0) -> None:
         """Read weights and gradients of one optimizer's parameters; `scale` is what the gradients carry."""
         rows = tuple(self._unread(optimizer))
+        if not rows:
+            return
+        if rows not in self._shelves:
+            self._shelves[rows] = self._build(rows)
+        opened = self._open[id(optimizer)] = _Opened(self._shelves[rows])
         for row in rows:
             parameter = self._parameters[row]
             gradient = parameter.grad
@@ -109,19 +126,16 @@ class ParameterProbe:
             if parameter.requires_grad:
                 self._step.missing[row] = float(gradient is None)
             if gradient is not None:
-                self._gradients[row] = gradient, gradient._version
-        if rows not in self._shelves:
-            self._shelves[rows] = self._build(rows)
-        for shelf in self._shelves[rows]:
-            self._fill(shelf)
-            self._read.append(shelf)
-        on_shelves = {row for shelf in self._shelves[rows] for row in shelf.rows}
+                opened.gradients[row] = gradient, gradient._version
+        for shelf in opened.shelves:
+            self._fill(shelf, opened)
+        on_shelves = {row for shelf in opened.shelves for row in shelf.rows}
         for row in rows:
             if row not in on_shelves:
-                self._read_large(row)
+                self._read_large(row, opened)
 
     def _unread(self, optimizer: Optimizer) -> Iterable[int]:
-        """Yield the rows to read now; one read already in this step (LBFGS, several updates) keeps its first."""
+        """Yield the rows to read now; one read before in this step (LBFGS) keeps its first."""
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 row = self._row.get(id(parameter))
@@ -150,17 +164,17 @@ class ParameterProbe:
     def _values(self, row: int) -> Tensor:
         return local_part(self._parameters[row].detach())
 
-    def _fill(self, shelf: Shelf) -> None:
+    def _fill(self, shelf: Shelf, opened: _Opened) -> None:
         torch._foreach_copy_(shelf.before, [self._values(row) for row in shelf.rows])
         count = len(shelf.rows)
-        places = [place for place, row in enumerate(shelf.rows) if self._stageable(row)]
+        places = [place for place, row in enumerate(shelf.rows) if _is_dense(opened, row)]
         if len(places) < count:
             shelf.block[count : 2 * count].zero_()
             for place, row in enumerate(shelf.rows):
-                if place not in places and row in self._gradients:
-                    self._step.pieces.append(Piece(GRADIENT, [row], self._sparse(row)))
+                if place not in places and row in opened.gradients:
+                    self._step.pieces.append(Piece(GRADIENT, [row], _by_itself(opened.gradients[row][0])))
         if places:
-            gradients = [local_part(self._gradients[shelf.rows[place]][0].detach()) for place in places]
+            gradients = [local_part(opened.gradients[shelf.rows[place]][0].detach()) for place in places]
             torch._foreach_copy_([shelf.gradients[place] for place in places], gradients)
         statistics = moments_of_padded(shelf.block[: 2 * count], shelf.doubled)
         self._step.pieces.append(Piece(WEIGHT, shelf.rows, statistics[:, :count]))
@@ -168,33 +182,17 @@ class ParameterProbe:
         chosen = statistics[:, count:] if len(places) == count else statistics[:, [count + p for p in places]]
         self._step.pieces.append(Piece(GRADIENT, with_gradient, chosen))
 
-    def _stageable(self, row: int) -> bool:
-        return row in self._gradients and self._gradients[row][0].layout == torch.strided
-
-    def _read_large(self, row: int) -> None:
+    def _read_large(self, row: int, opened: _Opened) -> None:
         entries = real_entries(self._values(row))
-        mean, std, rms, low, high, zeros, nonfinite = moments_of_whole(entries).unbind(0)
+        _, std, rms, low, high, zeros, nonfinite = moments_of_whole(entries).unbind(0)
         self._step.pieces.append(
             Piece(
                 WEIGHT, [row], torch.stack([std, rms, torch.maximum(-low, high), zeros, nonfinite])[:, None]
             )
         )
-        if row in self._gradients:
-            self._step.pieces.append(Piece(GRADIENT, [row], self._sparse(row)))
-        self._sampled[row] = self._chosen_entries(row, entries).clone()
-
-    def _sparse(self, row: int) -> Tensor:
-        """Return the statistics of a gradient by itself, entries that aren't stored counted as zeros."""
-        gradient = self._gradients[row][0]
-        entries = gradient_entries(gradient)
-        stored = entries.numel()
-        size = stored if gradient.layout == torch.strided else gradient.numel()
-        if not stored:
-            return torch.tensor([[0.0], [0.0], [0.0], [1.0], [0.0]], dtype=torch.float64)
-        rms, absmax, zeros, nonfinite = magnitudes_of_whole(entries).unbind(0)
-        if stored != size:
-            rms, zeros = rms * math.sqrt(stored / size), 1.0 - (1.0 - zeros) * stored / size
-        return torch.stack([torch.zeros_like(rms), rms, absmax, zeros, nonfinite])[:, None]
+        if row in opened.gradients:
+            self._step.pieces.append(Piece(GRADIENT, [row], _by_itself(opened.gradients[row][0])))
+        opened.sampled[row] = self._chosen_entries(row, entries).clone()
 
     def _chosen_entries(self, row: int, entries: Tensor) -> Tensor:
         """Return the entries whose update is measured."""
@@ -202,42 +200,51 @@ class ParameterProbe:
             return entries
         if row not in self._chosen:
             generator = torch.Generator().manual_seed(zlib.crc32(self._names[row].encode()))
-            chosen = torch.randint(entries.numel(), (self._sample,), generator=generator)
+            chosen = torch.randint(entries.numel(), (self._sample,), generator=generator).sort().values
             self._chosen[row] = chosen.to(entries.device)
-        return entries[self._chosen[row]]
+        return torch.index_select(entries, 0, self._chosen[row])
 
     @torch.no_grad()
-    def after_update(self, optimizers: Sequence[Optimizer]) -> ParameterStep:
-        """Read updates, clipped gradients and optimizer state of what was read before; hand the step over."""
-        for shelf in self._read:
-            now = [self._values(row) for row in shelf.rows]
-            self._step.pieces.append(Piece(("update_norm",), shelf.rows, shelf.update_norms(now)[None]))
-        for row, before in self._sampled.items():
-            entries = real_entries(self._values(row))
-            after = self._chosen_entries(row, entries)
-            norm = norm_of_whole(after - before) * math.sqrt(entries.numel() / after.numel())
-            self._step.pieces.append(Piece(("update_norm",), [row], norm.view(1, 1)))
-        self._read_clipped()
-        self._read_state(optimizers)
+    def after_update(self, optimizers: Sequence[Optimizer]) -> None:
+        """Read updates, clipped gradients and optimizer state of what was read before, once."""
+        for optimizer in optimizers:
+            opened = self._open.pop(id(optimizer), None)
+            if opened is not None:
+                self._read_updates(opened)
+                self._read_clipped(opened)
+                self._read_state(opened, optimizer)
+
+    def take(self) -> ParameterStep:
+        """Return everything that was read in this step, and forget it."""
         step = self._step
         self.forget()
         return step
 
-    def _read_clipped(self) -> None:
+    def _read_updates(self, opened: _Opened) -> None:
+        for shelf in opened.shelves:
+            now = [self._values(row) for row in shelf.rows]
+            self._step.pieces.append(Piece(("update_norm",), shelf.rows, shelf.update_norms(now)[None]))
+        for row, before in opened.sampled.items():
+            entries = real_entries(self._values(row))
+            after = self._chosen_entries(row, entries)
+            norm = norm_of_whole(after - before) * math.sqrt(entries.numel() / after.numel())
+            self._step.pieces.append(Piece(("update_norm",), [row], norm.view(1, 1)))
+
+    def _read_clipped(self, opened: _Opened) -> None:
         """Read the gradients that have changed since; those that haven't were not clipped."""
         changed: dict[int, Tensor] = {}
-        for row, (gradient, version) in self._gradients.items():
+        for row, (gradient, version) in opened.gradients.items():
             now = self._parameters[row].grad
             if now is not None and (now is not gradient or now._version != version):
                 changed[row] = now
-        self._step.changed = set(changed)
-        self._norms_of("clipped_gradient_norm", changed)
+        self._step.changed |= set(changed)
+        self._norms_of("clipped_gradient_norm", changed, opened)
 
-    def _read_state(self, optimizers: Sequence[Optimizer]) -> None:
+    def _read_state(self, opened: _Opened, optimizer: Optimizer) -> None:
         first: dict[int, Tensor] = {}
         second: dict[int, Tensor] = {}
         denominators: dict[int, tuple[Tensor, float]] = {}
-        for group, parameter, state in _states(optimizers):
+        for group, parameter, state in _states(optimizer):
             row = self._row.get(id(parameter), -1)
             if row not in self._step.counts:
                 continue
@@ -250,13 +257,13 @@ class ParameterProbe:
                 floor = _floor(group, state)
                 if floor is not None:
                     denominators[row] = state.get("max_exp_avg_sq", square), floor
-        self._norms_of("momentum_norm", first)
-        self._norms_of("second_moment_norm", second)
-        self._shares_below(denominators)
+        self._norms_of("momentum_norm", first, opened)
+        self._norms_of("second_moment_norm", second, opened)
+        self._shares_below(denominators, opened)
 
-    def _shares_below(self, denominators: Mapping[int, tuple[Tensor, float]]) -> None:
+    def _shares_below(self, denominators: Mapping[int, tuple[Tensor, float]], opened: _Opened) -> None:
         done: set[int] = set()
-        for shelf in self._read:
+        for shelf in opened.shelves:
             places = [place for place, row in enumerate(shelf.rows) if row in denominators]
             if places:
                 rows = [shelf.rows[place] for place in places]
@@ -270,10 +277,10 @@ class ParameterProbe:
                 share = (entries < floor).sum().double() / entries.numel()
                 self._step.pieces.append(Piece(("epsilon_fraction",), [row], share.view(1, 1)))
 
-    def _norms_of(self, column: str, tensors: Mapping[int, Tensor]) -> None:
+    def _norms_of(self, column: str, tensors: Mapping[int, Tensor], opened: _Opened) -> None:
         """Read the norms of tensors shaped like the parameters of their rows."""
         done: set[int] = set()
-        for shelf in self._read:
+        for shelf in opened.shelves:
             places = [
                 place
                 for place, row in enumerate(shelf.rows)
@@ -291,13 +298,30 @@ class ParameterProbe:
                 )
 
 
-def _states(optimizers: Sequence[Optimizer]) -> Iterator[tuple[Mapping[str, Any], Tensor, Mapping[str, Any]]]:
-    """Yield every parameter that an optimizer holds, with its group's options and its state."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter in optimizer.state:
-                    yield group, parameter, optimizer.state[parameter]
+def _is_dense(opened: _Opened, row: int) -> bool:
+    return row in opened.gradients and opened.gradients[row][0].layout == torch.strided
+
+
+def _by_itself(gradient: Tensor) -> Tensor:
+    """Return the statistics of one gradient, entries that it doesn't store counted as zeros: (5, 1)."""
+    entries = gradient_entries(gradient)
+    stored = entries.numel()
+    size = stored if gradient.layout == torch.strided else gradient.numel()
+    if not stored:
+        return torch.tensor([[0.0], [0.0], [0.0], [1.0], [0.0]], dtype=torch.float64)
+    rms, absmax, zeros, nonfinite = magnitudes_of_whole(entries).unbind(0)
+    if stored != size:
+        rms, zeros = rms * math.sqrt(stored / size), 1.0 - (1.0 - zeros) * stored / size
+    return torch.stack([torch.zeros_like(rms), rms, absmax, zeros, nonfinite])[:, None]
+
+
+def _states(optimizer: Optimizer) -> Iterator[tuple[Mapping[str, Any], Tensor, Mapping[str, Any]]]:
+    """Yield every parameter that has a state in an optimizer, with its group's options and that state."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter)
+            if state:
+                yield group, parameter, state
 
 
 def _floor(group: Mapping[str, Any], state: Mapping[str, Any]) -> float | None:

@@ -19,7 +19,7 @@ def merge_calls(table: Table, counts: Table, owners: NDArray[np.intp], size: int
     non-finite entries makes all statistics of its owner absent but their count.
     """
     names = {len(MOMENTS): MOMENTS, len(MAGNITUDES): MAGNITUDES}.get(len(table), ("mean",) * len(table))
-    total = np.bincount(owners, counts, size)
+    total: Table = np.bincount(owners, counts, size).astype(np.float64)
     merged = np.full((len(names), size), np.nan)
     if len(np.unique(owners)) == len(owners):
         merged[:, owners] = table
@@ -41,7 +41,8 @@ def _merge_several(
     with np.errstate(invalid="ignore", divide="ignore"):
 
         def mean(of: Table) -> Table:
-            return np.bincount(owners, of * counts, size) / total
+            weighted: Table = np.bincount(owners, of * counts, size) / total
+            return weighted
 
         for name in names:
             if name in ("mean", "zero_fraction"):
@@ -52,7 +53,7 @@ def _merge_several(
                 centre = mean(values["mean"])
                 results[name] = np.sqrt(mean(values["std"] ** 2 + (values["mean"] - centre[owners]) ** 2))
             elif name == "nonfinite":
-                results[name] = np.bincount(owners, values[name], size)
+                results[name] = np.bincount(owners, values[name], size).astype(np.float64)
             else:
                 results[name] = _extreme(
                     values[name], owners, size, np.minimum if name == "min" else np.maximum

@@ -7,7 +7,7 @@ from torch import Tensor
 
 # Beyond these magnitudes the squares of float32 entries leave its range (1e-38 to 3e38) or lose digits.
 SMALLEST, LARGEST = 1e-16, 1e18
-# Below this share of variance in the mean square, E[x²] − E[x]² loses more than four of float32's seven digits.
+# Below this share of variance in the mean square, E[x²] − E[x]² loses four of float32's seven digits.
 CANCELLATION = 0.02
 
 

@@ -27,7 +27,7 @@ def moments_of_rows(matrix: Tensor) -> Tensor:
 
 
 def magnitudes_of_rows(matrix: Tensor) -> Tensor:
-    """Return rms, largest magnitude, share of zeros and count of non-finite entries of each row: (4, rows)."""
+    """Return rms, largest magnitude, share of zeros and count of non-finite entries of rows: (4, rows)."""
     absmax = torch.maximum(matrix.amin(1).neg(), matrix.amax(1))
     rms = _mean_square(matrix, absmax).sqrt_()
     return _with_counts(matrix, absmax, [rms, absmax.double()])
@@ -35,7 +35,7 @@ def magnitudes_of_rows(matrix: Tensor) -> Tensor:
 
 def norms_of_rows(matrix: Tensor) -> Tensor:
     """Return the Euclidean norm of each row: (rows,), float64; NaN or infinite where entries are."""
-    norm = torch.linalg.vector_norm(matrix, dim=1, dtype=accumulator(matrix)).double()
+    norm: Tensor = torch.linalg.vector_norm(matrix, dim=1, dtype=accumulator(matrix)).double()
     if on_host(matrix) and matrix.dtype != torch.float64:
         doubtful = (~(norm > 1e-15)) | ~(norm < 1e18)
         if doubtful.any():
@@ -45,7 +45,7 @@ def norms_of_rows(matrix: Tensor) -> Tensor:
 
 def count_between(matrix: Tensor, low: float, high: float) -> Tensor:
     """Return the share of each row's entries that lie strictly between two limits: (rows,), float64."""
-    inside = torch.gt(matrix, low, out=torch.empty_like(matrix))
+    inside: Tensor = torch.gt(matrix, low, out=torch.empty_like(matrix))
     inside.mul_(torch.lt(matrix, high, out=torch.empty_like(matrix)))
     return inside.mean(1).double()
 
@@ -60,7 +60,7 @@ def live_units(stack: Tensor, unit_axis: int) -> Tensor:
 
 
 def _mean_square(matrix: Tensor, absmax: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(matrix, dim=1, dtype=accumulator(matrix)).double()
+    norm: Tensor = torch.linalg.vector_norm(matrix, dim=1, dtype=accumulator(matrix)).double()
     if on_host(matrix) and matrix.dtype != torch.float64:
         doubtful = out_of_range(absmax)
         if doubtful.any():

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from gradscope import __version__
 from gradscope.errors import GradscopeError
-from gradscope.records import RULE_NAMES, SEVERITIES
+from gradscope.records import SEVERITIES
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from gradscope.diagnose import Rule
     from gradscope.records import Report, Run, Severity
 
 CLEAN, FOUND, FAILED = 0, 1, 2
@@ -51,8 +53,8 @@ def _status() -> int:
         _complain(str(error))
     except OSError as error:
         _complain(f"{error.filename or 'output'}: {error.strerror or error}")
-    except ImportError as error:
-        _complain(f"{error}; install what is missing")
+    except ModuleNotFoundError as error:
+        _complain(f"the package {error.name} is missing; pip install 'lightning-gradscope[demo]' brings it")
     except Exception as error:
         if os.environ.get("GRADSCOPE_DEBUG"):
             raise
@@ -86,10 +88,13 @@ def gradscope() -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The page; RUN.html if not given.")
 @click.option("--open", "show_page", is_flag=True, help="Open the page in a browser.")
 def report(run: Path, output: Path | None, show_page: bool) -> int:
-    """Write the report of RUN as one HTML file, and show it here in short."""
+    """Write the report of RUN as one HTML file.
+
+    The verdict and the findings are shown here, too. Exit status: 0, or 2 if RUN cannot be read.
+    """
+    examined = _examine(run)
     from gradscope.present.html import render
 
-    examined = _examine(run)
     page = _page_path(examined.run, output)
     text = render(examined).encode(errors="replace")
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -133,9 +138,45 @@ def check(run: Path, form: str, fail_on: Severity) -> int:
 
 
 @gradscope.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.option("--list", "list_only", is_flag=True, help="List the programs and what each must show.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="gradscope_demo",
+    show_default=True,
+    help="The folder for runs and reports.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws weights, batches and split.")
+def demo(names: tuple[str, ...], list_only: bool, output: Path, seed: int) -> int:
+    """Train bundled programs and report them.
+
+    All of them without NAME. Exit status: 0 if each verdict is the one expected, 1 if not.
+    """
+    from gradscope.demo import run_demos
+    from gradscope.models import PROGRAMS
+
+    if list_only:
+        width = max(map(len, PROGRAMS))
+        for program in PROGRAMS.values():
+            click.echo(f"{program.name:<{width}}  {program.finding or 'healthy'}: {program.summary}")
+        return CLEAN
+    output.mkdir(parents=True, exist_ok=True)
+    outcomes = run_demos(names, output, _console(), seed)
+    if len(outcomes) == 1:
+        click.echo()
+        _show(outcomes[0].report)
+    return CLEAN if all(outcome.as_expected for outcome in outcomes) else FOUND
+
+
+@gradscope.command()
 @click.argument("name", required=False)
 def rules(name: str | None) -> int:
-    """Say what the rule NAME finds, why it hurts, and where it comes from; without NAME, list all rules."""
+    """Say what the rule NAME finds, or list all.
+
+    With NAME: what it finds, why that hurts, what it is not, what helps, and its sources.
+    """
     from gradscope.diagnose import RULES
 
     known = {rule.name: rule for rule in RULES}
@@ -145,9 +186,7 @@ def rules(name: str | None) -> int:
             click.echo(f"{rule.name:<{width}}  {rule.summary}")
         return CLEAN
     if name not in known:
-        raise click.BadParameter(
-            f"there is no rule {name!r}{_closest(name, known)}; `gradscope rules` lists all"
-        )
+        raise GradscopeError(f"there is no rule {name!r}{_closest(name, known)}; `gradscope rules` lists all")
     _show_rule(known[name])
     return CLEAN
 
@@ -157,7 +196,10 @@ def rules(name: str | None) -> int:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A folder; RUN-tables if not given.")
 @click.option("--format", "form", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
 def export(run: Path, output: Path | None, form: str) -> int:
-    """Write the tables of RUN, ranks merged, as CSV or Parquet: steps, layers and parameters."""
+    """Write the tables of RUN as CSV or Parquet.
+
+    One file each for steps, layers and parameters; ranks are merged and restarts resolved.
+    """
     read = _read(run)
     folder = output or _beside(read.path, "-tables")
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,9 +223,10 @@ def _read(path: Path) -> Run:
 
 
 def _examine(path: Path) -> Report:
+    run = _read(path)
     from gradscope.examine import examine
 
-    return examine(_read(path))
+    return examine(run)
 
 
 def _show(report: Report) -> None:
@@ -210,7 +253,7 @@ def _beside(run: Path, ending: str) -> Path:
     return place.with_name(f"{place.name}{ending}")
 
 
-def _show_rule(rule: Any) -> None:
+def _show_rule(rule: Rule) -> None:
     from rich.markup import escape
 
     console = _console()
@@ -219,8 +262,8 @@ def _show_rule(rule: Any) -> None:
         console.print(f"\n[bold]{escape(heading)}[/]\n{escape(text)}")
 
 
-def _closest(name: str, known: dict[str, Any]) -> str:
+def _closest(name: str, known: Iterable[str]) -> str:
     from difflib import get_close_matches
 
-    close = get_close_matches(name, [*known, *RULE_NAMES], n=1)
-    return f", did you mean {close[0]}?" if close else ""
+    close = get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

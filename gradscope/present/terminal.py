@@ -43,7 +43,7 @@ def _verdict(report: Report) -> Text:
     mark, style = _VERDICTS[report.verdict]
     numbers = [sum(finding.severity == severity for finding in report.findings) for severity in _SEVERITIES]
     counts = [
-        wording.count(number, severity)
+        f"{number:,} critical" if severity == "critical" else wording.count(number, severity)
         for number, severity in zip(numbers, _SEVERITIES, strict=True)
         if number
     ]
@@ -106,7 +106,7 @@ def _show_remedies(remedies: tuple[RemedyCard, ...], console: Console, indent: s
     lines = first.code.splitlines()
     for line in lines[:_CODE_LINES]:
         # Never wrapped: a broken line of code is wrong code.
-        console.print(Text(f"{indent}        {line}", "cyan"), soft_wrap=True, highlight=False)
+        console.print(Text(f"{indent}        {line}".rstrip(), "cyan"), soft_wrap=True, highlight=False)
     if len(lines) > _CODE_LINES:
         rest = wording.count(len(lines) - _CODE_LINES, "more line")
         _print(console, Text(f"… {rest} in the report", "dim"), f"{indent}        ")

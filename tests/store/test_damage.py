@@ -182,7 +182,7 @@ WRONG: dict[str, object] = {
 @pytest.mark.parametrize("field", WRONG)
 def test_wrong_types_in_run_json_are_one_clear_line(run: Path, field: str) -> None:
     document = json.loads((run / "run.json").read_text())
-    for value in WRONG[field]:  # type: ignore[attr-defined]
+    for value in WRONG[field]:
         (run / "run.json").write_text(json.dumps({**document, field: value}))
         with pytest.raises(RunError) as caught:
             read_run(run)

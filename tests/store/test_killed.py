@@ -67,7 +67,7 @@ def test_a_crash_between_sealing_and_deleting_the_journal_duplicates_nothing(
     real = segments._write_segment
 
     def crash(folder: Path, *rest: object) -> None:
-        real(folder, *rest)  # type: ignore[arg-type]
+        real(folder, *rest)
         if folder.name == fails_after:
             raise KeyboardInterrupt
 

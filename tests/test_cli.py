@@ -6,8 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
@@ -85,11 +85,9 @@ def shell(*arguments: str | Path, **environment: str) -> subprocess.CompletedPro
 def test_help_loads_nothing_heavy_and_is_quick(arguments: tuple[str, ...]) -> None:
     code = f"import sys; sys.argv = ['gradscope', *{arguments}]\nfrom gradscope import cli\ncli.main()"
     command = [sys.executable, "-X", "importtime", "-c", code]
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-        seconds.append(time.perf_counter() - started)
+    before = os.times().children_user
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    seconds = os.times().children_user - before
     assert done.returncode == 0
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert not loaded & {
@@ -103,7 +101,7 @@ def test_help_loads_nothing_heavy_and_is_quick(arguments: tuple[str, ...]) -> No
         "jinja2",
     }
     assert "click" in loaded
-    assert min(seconds) < 0.9  # 0.1 s on an idle machine; this leaves room for a busy one
+    assert seconds < 0.6  # of processor time, which a busy machine stretches less than the time on the wall
 
 
 def test_version(gradscope: Command, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +151,9 @@ def test_exit_status_goes_by_the_least_severity(
     from gradscope.records import Finding, Report
 
     findings = (Finding("dead-units", severity, "x", rank=1),) if severity else ()
-    monkeypatch.setattr("gradscope.examine.examine", lambda run: Report(run, "ailing", findings))
+    monkeypatch.setattr(
+        import_module("gradscope.examine"), "examine", lambda run: Report(run, "ailing", findings)
+    )
     assert gradscope("check", healthy, "--fail-on", fail_on) == status
 
 
@@ -269,7 +269,7 @@ def test_an_error_of_gradscope_itself_is_one_line(
     def fail(_: object) -> None:
         raise KeyError("a bug\nof two lines")
 
-    monkeypatch.setattr("gradscope.examine.examine", fail)
+    monkeypatch.setattr(import_module("gradscope.examine"), "examine", fail)
     assert gradscope("check", healthy) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1

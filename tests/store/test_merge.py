@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -46,6 +46,7 @@ def merge(rows: list[dict[str, float]], starts: tuple[int, ...] = (0,)) -> dict[
     return merge_groups(COLUMNS, values, np.array(starts))
 
 
+@settings(deadline=None)
 @given(shares)
 def test_merged_equals_whole(parts: list[np.ndarray]) -> None:
     merged = merge([measure(part) for part in parts])
@@ -54,6 +55,7 @@ def test_merged_equals_whole(parts: list[np.ndarray]) -> None:
         np.testing.assert_allclose(merged[name][0], value, rtol=1e-9, atol=1e-6, err_msg=name)
 
 
+@settings(deadline=None)
 @given(shares, st.integers(0, 4))
 def test_a_share_with_non_finite_entries_hides_the_statistics_as_it_does_in_the_whole(
     parts: list[np.ndarray], place: int
@@ -65,6 +67,7 @@ def test_a_share_with_non_finite_entries_hides_the_statistics_as_it_does_in_the_
         np.testing.assert_array_equal(merged[name][0], value, err_msg=name)
 
 
+@settings(deadline=None)
 @given(shares, st.randoms())
 def test_the_order_of_ranks_does_not_matter(parts: list[np.ndarray], random: object) -> None:
     rows = [measure(part) for part in parts]
@@ -73,6 +76,7 @@ def test_the_order_of_ranks_does_not_matter(parts: list[np.ndarray], random: obj
         np.testing.assert_allclose(value, backwards[name], rtol=1e-9, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(shares)
 def test_merging_is_associative(parts: list[np.ndarray]) -> None:
     assume(len(parts) > 2)

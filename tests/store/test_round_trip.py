@@ -48,6 +48,7 @@ def test_what_was_appended_is_read(values: np.ndarray, count: int, closed: bool)
         np.testing.assert_array_equal(run.layer_table(name), layers[:, :, LAYER_NAMES.index(name)])
 
 
+@settings(deadline=None)
 @given(arrays(np.float64, 5, elements=numbers))
 def test_rounding_keeps_what_float32_keeps_and_never_leaves_the_range(values: np.ndarray) -> None:
     result = rounded(values)
@@ -227,19 +228,19 @@ def test_a_failed_seal_loses_nothing_and_is_made_up_for(
 
 
 def test_appending_costs_microseconds_and_reading_a_long_run_a_moment(tmp_path: Path) -> None:
-    """60 layers with 120 parameters over 2,000 recorded steps; limits leave room for a busy machine."""
+    """60 layers with 120 parameters over 2,000 recorded steps, in processor time: the machine may be busy."""
     writer = RunWriter(tmp_path / "run")
     writer.begin(info(60, 120))
     steps = [record(step, layers=60, parameters=120) for step in range(20)]
     times = []
     for step in range(2000):
         values = replace(steps[step % 20], step={"step": step, "loss": 1.0})
-        started = time.perf_counter()
+        started = time.thread_time()
         writer.append(values)
-        times.append(time.perf_counter() - started)
+        times.append(time.thread_time() - started)
     writer.close("finished")
-    assert np.median(times) < 500e-6
-    started = time.perf_counter()
-    run = min((read_run(tmp_path / "run") for _ in range(3)), key=lambda _: 0)
-    assert (time.perf_counter() - started) / 3 < 1.5
+    assert np.median(times) < 300e-6
+    started = time.process_time()
+    run = read_run(tmp_path / "run")
+    assert time.process_time() - started < 1.5
     assert len(run.parameter_statistics) == 240_000

@@ -33,5 +33,8 @@ types: $(STAMP) ## Check types
 bench: $(STAMP) ## Measure what recording costs, beside what people use today
 	$(BIN)/python benchmarks/overhead.py
 
+bench-verdicts: $(STAMP) ## Judge over 300 programs beside six other tools: false alarms, causes, layers
+	$(BIN)/python benchmarks/verdicts/run.py
+
 clean: ## Remove .venv, caches and recorded runs
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info gradscope_runs lightning_logs

@@ -89,7 +89,12 @@ PROGRAMS = (
     Program("recurrent-lstm-clipped", partial(_rows, nn.LSTM, {"clip": 1.0}), ROWS),
     Program("recurrent-rmsprop", partial(_rows, nn.GRU, {"optimizer": rmsprop(3e-3)}), ROWS),
     Program("recurrent-unrolled-gated", partial(_unrolled, nn.Tanh(), True), target=0.95),
-    Program("recurrent-vanishing-50", partial(_recall, nn.RNN, 50), "recurrent-rnn-orthogonal", VANISHED),
+    Program(
+        "recurrent-vanishing-50",
+        partial(_recall, nn.RNN, 50, {"optimizer": adam(3e-3)}),
+        "recurrent-rnn-orthogonal",
+        VANISHED,
+    ),
     Program("recurrent-contracting", partial(_gain, 0.3, 20), "recurrent-rnn-orthogonal", VANISHED),
     Program(
         "recurrent-exploding-relu",

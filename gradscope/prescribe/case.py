@@ -215,7 +215,7 @@ class Case:
 
     @cached_property
     def peak_update_ratio(self) -> float | None:
-        """Largest of the weights' median |update| / |weight| over the recorded steps, None if nothing moved."""
+        """Largest median over weights of |update| / |weight|, None if nothing moved."""
         table = self.run.parameter_table("update_ratio")
         names = [item.name for item in self.weights if item.name in table.columns]
         rows = table[names].median(axis=1)

@@ -15,9 +15,12 @@ _LARGEST_STEP = 1e-2
 
 
 def clip(case: Case) -> Remedy | None:
-    """Clip the gradient's norm at what was usual in this run."""
+    """Clip the gradient's norm at what was usual in this run, where that bounds the steps.
+
+    An optimizer that divides by the gradient's size doesn't feel a limit on norms that are steadily large.
+    """
     limit = limit_from(case)
-    if limit is None:
+    if limit is None or (case.adaptive and not case.recurrent and not spiky(case)):
         return None
     old = case.fact("clip_value")
     if isinstance(old, (int, float)) and 0 < old <= limit:
@@ -34,9 +37,9 @@ def clip(case: Case) -> Remedy | None:
     )
 
 
-def clip_recurrence(case: Case) -> Remedy | None:
-    """Clip first of all where a gradient explodes through time: no initialisation holds while it learns."""
-    return clip(case) if case.recurrent else None
+def clip_spikes(case: Case) -> Remedy | None:
+    """Clip first of all where a recurrence's gradient comes in bursts, which no initialisation prevents."""
+    return clip(case) if case.recurrent and spiky(case) else None
 
 
 def clip_if_blown_up(case: Case) -> Remedy | None:
@@ -104,7 +107,7 @@ def loosen(case: Case) -> Remedy | None:
 def stop_clipping(case: Case) -> Remedy | None:
     """Take the clipping away where the norms show no spikes."""
     norms = case.grad_norms
-    if len(non_spikes(case)) < len(norms):
+    if spiky(case):
         return None
     code = (
         f"{case.trainer}\n\ntrainer = pl.Trainer(gradient_clip_val=None)"
@@ -143,16 +146,21 @@ def clip_code(case: Case, limit: float) -> str:
     )
 
 
+def spiky(case: Case) -> bool:
+    """Say whether some norms stand out of those before them."""
+    return len(non_spikes(case)) < len(case.grad_norms)
+
+
 def limit_from(case: Case) -> float | None:
     """Return a limit: a percentile of the usual norms, lower where plain SGD would still step too far.
 
-    The 90th percentile, if spikes stand out of the rest; the median, if the norms vary too much for that.
+    The 90th percentile keeps what is usual; the median, where what is usual is itself too large.
     """
     norms = non_spikes(case)
     if not len(norms):
         return None
-    steady = float(np.percentile(norms, 90)) < 3 * float(np.median(norms))
-    limit = float(np.percentile(norms, 90 if steady else 50))
+    usual_is_ill = case.finding.rule == "exploding-gradient" and not spiky(case)
+    limit = float(np.percentile(norms, 50 if usual_is_ill else 90))
     bound = bearable(case)
     return _two_digits(min(limit, bound) if bound else limit)
 
@@ -181,7 +189,8 @@ def _source(case: Case, limit: float) -> str:
     if bound is not None and limit <= 1.05 * bound:
         return f"at {figure(limit)} a step of SGD moves the weights by 1 % at most"
     share = float((case.grad_norms <= limit * 1.05).mean())
-    return f"{100 * share:.0f} % of the recorded norms lie below {figure(limit)}, so only outliers are cut"
+    effect = "only outliers are cut" if share > 0.8 else "the usual step becomes smaller"
+    return f"{100 * share:.0f} % of the recorded norms lie below {figure(limit)}, so {effect}"
 
 
 def _two_digits(value: float) -> float:

@@ -34,7 +34,11 @@ FADED = 1e-3  # a gradient of which less than this arrives at the first layer ha
 def initialize(case: Case) -> Remedy | None:
     """Give each layer the initialisation that suits its activation, if that improves the gain."""
     scheme = scheme_for(case.activation)
-    if _already(case, scheme) or not _improves(gain_before(case), gain_with(scheme, case.activation), case):
+    if (
+        not case.hidden
+        or _already(case, scheme)
+        or not _improves(gain_before(case), gain_with(scheme, case.activation), case)
+    ):
         return None
     return reinitialize(case)
 

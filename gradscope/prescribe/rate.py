@@ -11,6 +11,7 @@ from gradscope.records import Remedy
 TARGET = 1e-3
 _SMALLEST_CUT, _FALLBACK_CUT, _LARGEST_CUT = 3.0, 10.0, 1e4
 _WARMUP_SHARE = 0.1
+_OF_THE_RATE = ("learning-rate-too-high", "loss-divergence", "non-finite", "dead-units")
 
 
 def lower_if_killed(case: Case) -> Remedy | None:
@@ -30,9 +31,9 @@ def lower_if_blown_up(case: Case) -> Remedy | None:
 
 def lower(case: Case) -> Remedy | None:
     """Lower the rate so that a step changes the weights by about 0.1 %."""
-    if not case.lr:
-        return None
     ratio = case.number("update_ratio") or case.update_ratio
+    if not case.lr or (case.finding.rule not in _OF_THE_RATE and ratio is not None and ratio <= TARGET):
+        return None
     told = case.number("suggested_factor")
     cut = 1 / told if told else ratio / TARGET if ratio else _FALLBACK_CUT
     if cut < _SMALLEST_CUT:

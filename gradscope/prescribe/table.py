@@ -34,7 +34,7 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
         optimizer.use_adam,
     ),
     "exploding-gradient": (
-        clipping.clip_recurrence,
+        clipping.clip_spikes,
         initialization.initialize_orthogonally,
         initialization.initialize,
         residual.skip_norms,

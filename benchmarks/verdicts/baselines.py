@@ -1,9 +1,9 @@
 """What other tools would say of a recorded run: their published rules, applied to our tables.
 
-Each function takes a run and the scores measured during training and returns the symptoms it reports, in the
-tool's own order. Mean |g| isn't recorded; it is taken as rms · sqrt(2/π), exact for Gaussian entries. Shares of
-pre-activations beyond a bound come from their mean and standard deviation, taken as Gaussian. A rule that looks
-at the median over steps is given all recorded steps, as the schedule has them.
+Each function takes a run and the scores measured during training and returns the symptoms it reports, in
+the tool's own order. Mean |g| isn't recorded; it is taken as rms · sqrt(2/π), exact for Gaussian entries.
+Shares of pre-activations beyond a bound come from their mean and standard deviation, taken as Gaussian. A
+rule that looks at the median over steps is given all recorded steps, as the schedule has them.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 
 from benchmarks.verdicts.baselines import BASELINES, Symptom, Trace
 from benchmarks.verdicts.program import Program
-from gradscope import examine
+from gradscope.examine import examine
 from gradscope.records import Finding, Run
 
 GRADSCOPE = "gradscope"

@@ -195,9 +195,9 @@ def _sparkline(loss: Line | None) -> str:
 
 def _headline(report: Report, cards: Sequence[Card]) -> str:
     if report.verdict == "healthy":
-        return "Healthy"
+        return "No ailment found"
     if report.verdict == "inconclusive":
-        return "Inconclusive"
+        return "Too little was recorded to judge"
     return cards[0].title if cards else "Ailing"
 
 
@@ -209,7 +209,7 @@ def _lead(report: Report, cards: Sequence[Card]) -> str:
         return f"Nothing at warning or above in {steps}.{notes}"
     if report.verdict == "inconclusive":
         reason = cards[0].message if cards else "This is neither a clean bill of health nor an ailment."
-        return f"Too little was recorded to judge: {steps}. {reason}"
+        return f"{steps[0].upper()}{steps[1:]}. {reason}"
     return ""  # the headline names the first finding, and its card follows at once
 
 

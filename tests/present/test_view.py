@@ -62,10 +62,10 @@ def test_headline_remedy_and_facts_tell_what_where_since_when_and_what_to_do() -
 
 def test_a_healthy_page_shows_its_evidence_and_an_empty_one_claims_nothing() -> None:
     healthy = page(healthy_report())
-    assert (healthy.headline, healthy.proofs[0].value) == ("Healthy", "0.998")
+    assert (healthy.headline, healthy.proofs[0].value) == ("No ailment found", "0.998")
     empty = page(Report(empty_run(), "inconclusive"))
-    assert empty.headline == "Inconclusive"
-    assert empty.lead.startswith("Too little was recorded to judge: 0 recorded steps.")
+    assert empty.headline == "Too little was recorded to judge"
+    assert empty.lead.startswith("0 recorded steps.")
     assert (empty.grids, empty.profiles, empty.history.loss) == ((), (), None)
 
 

@@ -159,8 +159,11 @@ def _read_header(data: bytes) -> tuple[Header | None, int]:
     text = data[_PREFIX.size : start]
     if zlib.crc32(text) != checksum:
         raise JournalError("its header is damaged")
-    values: dict[str, Any] = json.loads(text)
-    names: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-    }
-    return Header(**names), start
+    try:
+        values: dict[str, Any] = json.loads(text)
+        names: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return Header(**names), start
+    except (ValueError, TypeError, AttributeError):
+        raise JournalError("its header is not of this format version") from None

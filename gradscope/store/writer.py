@@ -176,7 +176,13 @@ def _segment_names(run: Path, rank: int) -> list[SegmentName]:
 
 
 def _row_names(info: RunInfo) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return tuple(layer.name for layer in info.layers), tuple(item.name for item in info.parameters)
+    layers = tuple(_storable(layer.name) for layer in info.layers)
+    return layers, tuple(_storable(parameter.name) for parameter in info.parameters)
+
+
+def _storable(name: str) -> str:
+    """Return a name as UTF-8 can hold it: Python allows lone surrogates in names, Parquet doesn't."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _names(columns: Iterable[Column]) -> tuple[str, ...]:

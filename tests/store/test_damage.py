@@ -90,6 +90,18 @@ def test_a_journal_cut_anywhere_keeps_its_complete_records(run: Path) -> None:
     assert len(read.steps) == 10
 
 
+@pytest.mark.parametrize("text", [b"[]", b"{}", b'{"rank": 0, "colour": 1}', b"5"])
+def test_a_journal_whose_header_is_of_another_version_is_named(run: Path, text: bytes) -> None:
+    import struct
+    import zlib
+
+    journal = next((run / "live").iterdir())
+    journal.write_bytes(struct.pack("<8sII", b"GSJRNL1\n", len(text), zlib.crc32(text)) + text)
+    read = read_run(run)
+    assert read.problems == (f"live/{journal.name} was not read: its header is not of this format version",)
+    assert len(read.steps) == 8
+
+
 def test_a_flipped_bit_in_a_journal_costs_one_step_or_is_named(run: Path) -> None:
     journal = next((run / "live").iterdir())
     whole = journal.read_bytes()

@@ -183,6 +183,15 @@ def test_names_of_any_kind(tmp_path: Path) -> None:
     assert read_run(tmp_path / "run").layer_statistics["layer"].tolist() == names
 
 
+def test_a_name_that_utf8_cannot_hold_loses_nothing_else(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "run")
+    writer.begin(replace(info(), layers=(LayerInfo("\ud800", "Linear", "linear"), *info().layers[:2])))
+    writer.append(record(0))
+    assert read_run(tmp_path / "run").problems == ()
+    writer.close("finished")
+    assert set(read_run(tmp_path / "run").layer_statistics["layer"]) == {"\\ud800", "net.0", "net.1"}
+
+
 def test_a_directory_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(

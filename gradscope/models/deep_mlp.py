@@ -62,10 +62,11 @@ class DeepMLP(pl.LightningModule):
 
     initialization: a scheme of `SCHEMES`, its weights multiplied by `gain` and its biases started at `bias`.
     residual: adds each layer's input to its output wherever the shapes agree; the branch is scaled by
-    1/√depth, which keeps the sum's variance bounded at any depth (Hayou 2021). momentum: of "momentum" and
-    "moving-average", and the first beta of Adam. clip_norm, clip_value: limits of the gradient's total norm
-    or of its entries. pretraining_steps: steps that each hidden layer first learns as an autoencoder of
-    the layers below (Bengio 2007), when `Trainer.fit` begins. ValueError: an option that cannot work.
+    1/depth, so that He-initialised rectifiers at most multiply the sum by e, however deep. momentum: of
+    "momentum" and "moving-average", and the first beta of Adam. clip_norm, clip_value: limits of the
+    gradient's total norm or of its entries. pretraining_steps: steps that each hidden layer first learns as
+    an autoencoder of the layers below (Bengio 2007), when `Trainer.fit` begins. ValueError: an option that
+    cannot work.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class DeepMLP(pl.LightningModule):
         for fan_in, fan_out in pairwise(sizes):
             linear = nn.Linear(fan_in, fan_out)
             initialize(linear, initialization, gain, bias)
-            skip = depth**-0.5 if residual and fan_in == fan_out else 0.0
+            skip = 1 / depth if residual and fan_in == fan_out else 0.0
             self.hidden.append(Layer(linear, normalization, activation, dropout, skip))
         self.output = nn.Linear(width, outputs)
         initialize(self.output, initialization, gain)

@@ -18,7 +18,7 @@ from gradscope.models.data import Batches, batches, split_digits
 from gradscope.models.deep_mlp import DeepMLP
 from gradscope.models.networks import ConvNet, Reader, Transformer
 
-STEPS = 200
+AILING_STEPS, HEALTHY_STEPS = 100, 150
 BATCH = 64
 
 
@@ -29,7 +29,7 @@ class Training:
     model: pl.LightningModule
     train: Batches
     test: Batches
-    steps: int = STEPS
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Program:
     repaired: Callable[[int], Training] | None = None
 
 
-def _train(model: Callable[[], pl.LightningModule], seed: int, gap: bool = False) -> Training:
+def _train(model: Callable[[], pl.LightningModule], steps: int, seed: int, gap: bool = False) -> Training:
     """Pair a model with the digits, all drawn from `seed`; a `gap` is one training pixel that is missing."""
     torch.manual_seed(seed)
     train, test = split_digits(seed)
     if gap:
         train = _with_a_gap(train)
-    return Training(model(), batches(train, seed, BATCH), DataLoader(test, len(test)))
+    return Training(model(), batches(train, seed, BATCH), DataLoader(test, len(test)), steps)
 
 
 def _with_a_gap(data: TensorDataset) -> TensorDataset:
@@ -63,19 +63,21 @@ def _with_a_gap(data: TensorDataset) -> TensorDataset:
     return TensorDataset(images, labels)
 
 
-def _mlp(**options: Any) -> Callable[[int], Training]:
-    return partial(_train, partial(DeepMLP, **options))
+def _mlp(steps: int, **options: Any) -> Callable[[int], Training]:
+    return partial(_train, partial(DeepMLP, **options), steps)
 
 
-def _classifier(network: Callable[[], nn.Module], **options: Any) -> Callable[[int], Training]:
-    return partial(_train, lambda: Classifier(network(), **options))
+def _classifier(network: Callable[[], nn.Module], steps: int, **options: Any) -> Callable[[int], Training]:
+    return partial(_train, lambda: Classifier(network(), **options), steps)
 
 
 def _ill_mlp(
     name: str, summary: str, finding: str, options: Mapping[str, Any], repair: Mapping[str, Any]
 ) -> Program:
     """Describe a DeepMLP that fails, and the options that repair it."""
-    return Program(name, summary, finding, _mlp(**options), _mlp(**{**options, **repair}))
+    return Program(
+        name, summary, finding, _mlp(AILING_STEPS, **options), _mlp(AILING_STEPS, **{**options, **repair})
+    )
 
 
 class DetachedHead(nn.Module):
@@ -137,14 +139,14 @@ AILING = (
         "exploding-recurrent",
         "A tanh network that reads 32 steps, with recurrent weights too large",
         "exploding-gradient",
-        _classifier(partial(_reader, 0.5), learning_rate=1e-3),
-        _classifier(partial(_reader, None), learning_rate=1e-3),
+        _classifier(partial(_reader, 0.5), steps=AILING_STEPS, learning_rate=1e-3),
+        _classifier(partial(_reader, None), steps=AILING_STEPS, learning_rate=1e-3),
     ),
     _ill_mlp(
         "exploding-batchnorm",
         "40 layers with batch normalisation and no skips: the gradient grows by 1.2 a layer",
         "exploding-gradient",
-        {"depth": 40, "normalization": "batch", "learning_rate": 0.05},
+        {"depth": 40, "normalization": "batch", "optimizer": "adam", "learning_rate": 1e-3},
         {"residual": True},
     ),
     _ill_mlp(
@@ -179,8 +181,8 @@ AILING = (
         "non-finite",
         "A sound network; one pixel of one training image is missing (NaN)",
         "non-finite",
-        partial(_train, partial(DeepMLP, depth=6), gap=True),
-        _mlp(depth=6),
+        partial(_train, partial(DeepMLP, depth=6), AILING_STEPS, gap=True),
+        _mlp(AILING_STEPS, depth=6),
     ),
     _ill_mlp(
         "zero-gradient",
@@ -193,8 +195,8 @@ AILING = (
         "missing-gradient",
         "A .detach() before the last layer: the hidden layers have no gradient at all",
         "missing-gradient",
-        _classifier(DetachedHead, learning_rate=1e-3),
-        _classifier(partial(DetachedHead, detached=False), learning_rate=1e-3),
+        _classifier(DetachedHead, steps=AILING_STEPS, learning_rate=1e-3),
+        _classifier(partial(DetachedHead, detached=False), steps=AILING_STEPS, learning_rate=1e-3),
     ),
 )
 
@@ -203,34 +205,48 @@ HEALTHY = (
         "relu-he",
         "10 ReLU layers with He initialisation and momentum",
         None,
-        _mlp(depth=10, optimizer="momentum", learning_rate=0.02),
+        _mlp(HEALTHY_STEPS, depth=10, optimizer="momentum", learning_rate=0.02),
     ),
     Program(
         "batchnorm",
         "10 sigmoid layers that batch normalisation keeps alive",
         None,
-        _mlp(depth=10, activation="sigmoid", initialization="xavier", normalization="batch"),
+        _mlp(HEALTHY_STEPS, depth=10, activation="sigmoid", initialization="xavier", normalization="batch"),
     ),
     Program(
         "residual",
         "30 ReLU layers with residual connections",
         None,
-        _mlp(depth=30, residual=True, optimizer="momentum", learning_rate=0.01),
+        _mlp(HEALTHY_STEPS, depth=30, residual=True, optimizer="momentum", learning_rate=0.01),
     ),
     Program(
         "selu",
         "20 SELU layers with LeCun initialisation",
         None,
-        _mlp(depth=20, activation="selu", initialization="lecun", optimizer="momentum", learning_rate=0.01),
+        _mlp(
+            HEALTHY_STEPS,
+            depth=20,
+            activation="selu",
+            initialization="lecun",
+            optimizer="momentum",
+            learning_rate=0.01,
+        ),
     ),
-    Program("conv-net", "Two convolutions with pooling, under Adam", None, _classifier(ConvNet)),
+    Program(
+        "conv-net", "Two convolutions with pooling, under Adam", None, _classifier(ConvNet, HEALTHY_STEPS)
+    ),
     Program(
         "transformer",
         "A pre-norm transformer over the rows of the image, under AdamW",
         None,
-        _classifier(Transformer, optimizer="adamw", weight_decay=0.01),
+        _classifier(Transformer, HEALTHY_STEPS, optimizer="adamw", weight_decay=0.01),
     ),
-    Program("lstm", "An LSTM that reads the image row by row", None, _classifier(Reader, learning_rate=5e-3)),
+    Program(
+        "lstm",
+        "An LSTM that reads the image row by row",
+        None,
+        _classifier(Reader, HEALTHY_STEPS, learning_rate=5e-3),
+    ),
 )
 
 PROGRAMS: dict[str, Program] = {program.name: program for program in AILING + HEALTHY}

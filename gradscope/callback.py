@@ -48,6 +48,7 @@ class Observation:
         self._run_dir, self._verbose = run_dir, verbose
         self._recorder: Recorder | None = None
         self._restored: dict[str, Any] = {}
+        self._state: dict[str, Any] = {}
         self._handles: list[Any] = []
         self._losses: list[Tensor] = []
         self._micro_batches, self._updated = 0, False
@@ -92,6 +93,7 @@ class Observation:
         self._stop(trainer, "interrupted", "")
 
     def _stop(self, trainer: Any, status: Any, exception: str) -> None:
+        self.state_dict()  # remembered for checkpoints that are written from now on
         recorder, self._recorder = self._recorder, None
         if recorder is None:
             return
@@ -99,7 +101,6 @@ class Observation:
             handle.remove()
         self._handles = []
         recorder.stop(status, exception)
-        self._restored = {}
         if self._verbose and trainer.is_global_zero and self.run_path is not None:
             print(closing_line(self.run_path))
 
@@ -168,9 +169,9 @@ class Observation:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs: the steps done and the run's path."""
-        if self._recorder is None:
-            return dict(self._restored)
-        return {"step": self._recorder.step, "run_path": str(self.run_path)}
+        if self._recorder is not None:
+            self._state = {"step": self._recorder.step, "run_path": str(self.run_path)}
+        return dict(self._state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember where the training that is resumed was."""

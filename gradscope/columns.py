@@ -92,7 +92,12 @@ LAYER_COLUMNS: tuple[Column, ...] = (
 
 # One row a recorded step and parameter. Weights are read before the update.
 PARAMETER_COLUMNS: tuple[Column, ...] = (
-    Column("count", "entries", "entries of the parameter (of this rank's shard, if sharded)", "sum"),
+    Column(
+        "count",
+        "entries",
+        "entries of the parameter (of this rank's shard, if sharded); a complex entry counts as two",
+        "sum",
+    ),
     Column("weight_norm", "weight", "Euclidean norm of the parameter before the update", "first"),
     Column(
         "weight_rms",

@@ -120,7 +120,7 @@ class Watch:
     ) -> Any:
         """Read the gradients; where the optimizer computes them itself by a closure, after its first call."""
         recorder = self._recorder
-        if recorder is None or not recorder.recording:
+        if recorder is None or not recorder.recording or recorder.has_read(optimizer):
             return None
         closure = options.get("closure", arguments[1] if len(arguments) > 1 else None)
         if closure is None:

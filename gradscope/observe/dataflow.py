@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,13 +39,13 @@ class Dataflow:
         self.paths: dict[int, Path] = {}
         self.loss: dict[str, Any] = {}
         self._handles: list[Any] = []
-        self._sources: dict[int, int] = {}
+        self._sources: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # outputs outside of the graph
 
-    def attach(self, modules: Iterable[nn.Module]) -> None:
+    def attach(self, modules: Iterable[tuple[int, nn.Module]]) -> None:
         """Look at each module's arguments before it runs: an in-place module changes them."""
         self._handles = [
             module.register_forward_pre_hook(_Arrival(self, index), with_kwargs=True)
-            for index, module in enumerate(modules)
+            for index, module in modules
         ]
 
     def arrived(self, index: int, arguments: Any) -> None:
@@ -55,14 +56,18 @@ class Dataflow:
         for tensor in tensors_in(arguments):
             if tensor.grad_fn is not None:
                 self._walk(tensor.grad_fn, path)
-            elif id(tensor) in self._sources:
-                path.layers.append(self._sources[id(tensor)])
+            else:
+                source, layer = self._sources.get(id(tensor), (None, -1))
+                if source is not None and source() is tensor and layer not in path.layers:
+                    path.layers.append(layer)
 
     def returned(self, index: int, output: Any) -> None:
         """Note which graph node made the output of layer `index`."""
         for tensor in tensors_in(output):
             if tensor.grad_fn is not None:
                 self.produced.setdefault(tensor.grad_fn, []).append(index)
+            else:
+                self._sources[id(tensor)] = weakref.ref(tensor), index
 
     def minimised(self, loss: Tensor) -> None:
         """Walk back from the loss, before its backward pass where shapes are wanted."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gradscope.columns import LAYER_COLUMNS
 from gradscope.observe.activations import INPUT_LIMITS, RECTIFIERS, limits_of_module, name_of_module
 from gradscope.observe.dataflow import Dataflow
-from gradscope.observe.layers import unit_axis_of, usual_unit_axis
+from gradscope.observe.layers import describe_layer, unit_axis_of, usual_unit_axis
 from gradscope.observe.probes import tensors_in
 from gradscope.observe.staging import OUTPUT, SIGNAL, Collector, Measured, Reading
 from gradscope.observe.units import LiveUnits
@@ -78,11 +78,14 @@ class Flow:
         self._collector.add(SIGNAL, index, gradient.detach() if gradient.requires_grad else gradient)
 
     def _first_call(self, index: int, module: nn.Module, output: Any) -> None:
+        layer = self.layers[index]
+        if layer.kind != type(module).__name__:  # a lazy module has become what it stood for
+            layer = describe_layer(layer.name, module, layer.parameters)
         tensor = next(tensors_in(output), None)
         shape = tuple(tensor.shape) if tensor is not None else None
         axis = self._unit_axis(module, shape) if shape else None
         self.layers[index] = replace(
-            self.layers[index],
+            layer,
             depth=len(self._order),
             output_shape=shape,
             unit_axis=axis,

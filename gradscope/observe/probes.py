@@ -88,26 +88,48 @@ class Probe:
 
 
 class Probes:
-    """The probes on a model's modules; attached only while steps are recorded, as calling one costs."""
+    """The probes on a model's modules; attached only while steps are recorded, as calling one costs.
 
-    def __init__(self, modules: Mapping[str, nn.Module], observer: Observer) -> None:
+    torch runs a TransformerEncoderLayer in evaluation mode by another kernel, unless something in it has a
+    hook. Such a layer is left alone, and `delicate` says that probes must not stay on between steps.
+    """
+
+    def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], observer: Observer) -> None:
         self._modules = tuple(modules.values())
         self._probes = tuple(
             Probe(index, observer, isinstance(module, FIRST_ONLY))
             for index, module in enumerate(self._modules)
         )
         self._handles: list[Any] = []
+        self._fused = {
+            id(inner): layer
+            for layer in model.modules()
+            if isinstance(layer, nn.TransformerEncoderLayer)
+            for inner in layer.modules()
+        }
+        self.delicate = bool(self._fused)
 
     @property
     def attached(self) -> bool:
         """Return whether the probes are on the modules."""
         return bool(self._handles)
 
+    def watchable(self) -> list[tuple[int, nn.Module]]:
+        """Return the modules that a hook does not change the computation of, with their indices."""
+        if not self.delicate:
+            return list(enumerate(self._modules))
+        return [
+            (index, module)
+            for index, module in enumerate(self._modules)
+            if (layer := self._fused.get(id(module))) is None or layer.training
+        ]
+
     def attach(self) -> None:
         """Put every probe on its module."""
         if not self._handles:
-            pairs = zip(self._modules, self._probes, strict=True)
-            self._handles = [module.register_forward_hook(probe) for module, probe in pairs]
+            self._handles = [
+                module.register_forward_hook(self._probes[index]) for index, module in self.watchable()
+            ]
 
     def detach(self) -> None:
         """Take every probe off its module."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradscope.observe.dataflow import Dataflow
@@ -97,10 +98,11 @@ class Recorder:
         with _guard(self):
             self._modules = watched_modules(self._model, self.settings.layers)
             self._parameters, _ = named_parameters(self._model)
+            self._lazy = any(is_lazy(parameter) for parameter in self._parameters.values())
             self.info = self._describe()
             self._flow = Flow(self._modules, self.info.layers, self.settings.dead_window)
             self._weights = ParameterProbe(self._parameters, self.settings.update_sample)
-            self._probes = Probes(self._modules, self)
+            self._probes = Probes(self._model, self._modules, self)
             self._sink.begin(self.info)
 
     def begin_step(self) -> bool:
@@ -119,7 +121,7 @@ class Recorder:
             probes.attach()
             if not self._recorded and self._flow.dataflow is None:
                 self._flow.dataflow = Dataflow()
-                self._flow.dataflow.attach(self._modules.values())
+                self._flow.dataflow.attach(probes.watchable())
             self.recording = True
             self.spent = perf_counter() - self._started
         return self.recording
@@ -138,8 +140,14 @@ class Recorder:
             started = perf_counter()
             with _guard(self):
                 self._rates.update(_rates(self._optimizers))
+                if self._lazy:
+                    self._lazy, self.info = False, self._describe_again()
                 self._weights.before_update(optimizer, scale)
             self.spent += perf_counter() - started
+
+    def has_read(self, optimizer: Optimizer) -> bool:
+        """Return whether `before_update` was called for an optimizer that hasn't made its update yet."""
+        return self.recording and self._weights.has_read(optimizer)
 
     def after_update(self, optimizer: Optimizer) -> None:
         """Read one optimizer's updates now rather than at the step's end, before gradients are cleared."""
@@ -156,6 +164,8 @@ class Recorder:
             started = perf_counter()
             with _guard(self):
                 self._take(facts, started)
+                if self._probes is not None and self._probes.delicate:
+                    self._probes.detach()
         self.step += 1
 
     def _take(self, facts: Mapping[str, float | Tensor], started: float) -> None:
@@ -194,8 +204,8 @@ class Recorder:
         if self.alive:
             with _guard(self):
                 self._deliver()
-                self.alive = False
                 self._sink.close(status, exception)
+            self.alive = False
 
     def event(self, kind: str, message: str, **details: Any) -> None:
         """Note something rare."""
@@ -273,6 +283,11 @@ class Recorder:
             ),
             parameters=parameters,
         )
+
+    def _describe_again(self) -> RunInfo:
+        """Describe the parameters that lazy modules have made by now, before their first update."""
+        parameters = describe_parameters(self._model, self._optimizers, self.settings.update_sample)
+        return replace(self.info, parameters=parameters)
 
     def _learn(self) -> None:
         """Complete the run's description with what a recorded step showed for the first time."""

@@ -134,6 +134,10 @@ class ParameterProbe:
             if row not in on_shelves:
                 self._read_large(row, opened)
 
+    def has_read(self, optimizer: Optimizer) -> bool:
+        """Return whether an optimizer's parameters were read, and its update not yet."""
+        return id(optimizer) in self._open
+
     def _unread(self, optimizer: Optimizer) -> Iterable[int]:
         """Yield the rows to read now; one read before in this step (LBFGS) keeps its first."""
         for group in optimizer.param_groups:
@@ -143,7 +147,7 @@ class ParameterProbe:
                     continue
                 again = row in self._step.counts
                 self._step.repeated |= again
-                size = local_part(parameter).numel()
+                size = local_part(parameter).numel() * (2 if parameter.dtype.is_complex else 1)
                 self._step.counts[row] = size
                 if size and not again:
                     yield row

@@ -47,7 +47,7 @@ def count_between(matrix: Tensor, low: float, high: float) -> Tensor:
     """Return the share of each row's entries that lie strictly between two limits: (rows,), float64."""
     inside: Tensor = torch.gt(matrix, low, out=torch.empty_like(matrix))
     inside.mul_(torch.lt(matrix, high, out=torch.empty_like(matrix)))
-    return inside.mean(1).double()
+    return inside.sum(1).double().div_(matrix.shape[1])
 
 
 def live_units(stack: Tensor, unit_axis: int) -> Tensor:

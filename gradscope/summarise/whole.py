@@ -105,7 +105,7 @@ def _zeros(entries: Tensor, low: float, high: float) -> float:
     if low > 0 or high < 0:
         return 0.0
     sample = sample_of(entries)
-    return 1.0 - float(torch.count_nonzero(sample)) / sample.numel()
+    return (sample.numel() - int(torch.count_nonzero(sample))) / sample.numel()
 
 
 def _broken(entries: Tensor, statistics: int) -> Tensor:

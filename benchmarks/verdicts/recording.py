@@ -84,14 +84,15 @@ def _train(program: Program, seed: int, path: Path) -> None:
 @cache
 def _key(name: str) -> str:
     """Hash the source that a program consists of: shared modules, its family's functions, its own build."""
-    module = sys.modules[f"benchmarks.verdicts.programs.{programs.FAMILY[name]}"]
+    build = programs.PROGRAMS[name].build
+    module = sys.modules[getattr(build, "func", build).__module__]
     tree = ast.parse(Path(str(module.__file__)).read_text())
     listing = next(node for node in tree.body if _assigns_programs(node))
     tree.body.remove(listing)
-    index = [program.name for program in programs.FAMILIES[programs.FAMILY[name]]].index(name)
-    build = listing.value.elts[index].args[1]  # type: ignore[attr-defined]
+    index = [program.name for program in module.PROGRAMS].index(name)
+    call = listing.value.elts[index].args[1]  # type: ignore[attr-defined]
     shared = (ast.parse((HERE / f"{part}.py").read_text()) for part in SHARED)
-    text = "".join(ast.dump(_without_docstrings(part)) for part in (*shared, tree, build))
+    text = "".join(ast.dump(_without_docstrings(part)) for part in (*shared, tree, call))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

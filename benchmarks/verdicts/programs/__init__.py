@@ -11,7 +11,8 @@ from benchmarks.verdicts.programs import (
     gan,
     language,
     mlp,
-    published,
+    published_clouds,
+    published_tables,
     recurrent,
     regression,
     residual,
@@ -27,7 +28,7 @@ TUNING: dict[str, tuple[Program, ...]] = {
     "regression": regression.PROGRAMS,
 }
 HELD_OUT: dict[str, tuple[Program, ...]] = {
-    "published": published.PROGRAMS,
+    "published": published_clouds.PROGRAMS + published_tables.PROGRAMS,
     "residual": residual.PROGRAMS,
     "language": language.PROGRAMS,
     "autoencoder": autoencoder.PROGRAMS,

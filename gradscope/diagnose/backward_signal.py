@@ -66,8 +66,8 @@ def _first_shock(run: Run, shown: Profile, limit: float) -> Stretch | None:
     """
     third = max(1, len(shown.items) // 3)
     weights = list(architecture.weights(shown.items[:third]))
-    moved = median(run.parameter_table("update_ratio")[weights].to_numpy()[:2])
-    if not shown.rise[0] <= limit or not moved > SCRAMBLED:
+    moved = [median(row) for row in run.parameter_table("update_ratio")[weights].to_numpy()[:3]]
+    if not shown.rise[0] <= limit or not max(moved) > SCRAMBLED:
         return None
     rows = np.flatnonzero(shown.rise <= limit / 2)
     last = int(rows[-1]) if len(rows) else 0

@@ -24,7 +24,7 @@ class Outcome:
     the first updates may have raised it), at the end, and the lowest of all.
     improvement: share of the initial loss that is gone; noise: scatter of neighbouring steps, in the loss's
     unit; chance: the loss of a constant guess where it is known (log C for C balanced classes), else NaN.
-    progress: "trains", "slow" (some improvement), "stuck", or "unknown": too few steps, or a loss that
+    progress: "trains", "slow" (some improvement), "stuck" (also broken by NaN), or "unknown": too few steps, or a loss that
     needn't fall (several optimizers, as in a GAN).
     """
 
@@ -46,9 +46,12 @@ class Outcome:
 
 def outcome(run: Run, settings: Settings) -> Outcome:
     """Judge the loss of a run."""
-    losses = column(run, "loss")
-    losses = losses[np.isfinite(losses)]
+    recorded = column(run, "loss")
+    losses = recorded[np.isfinite(recorded)]
     chance = _chance(run)
+    if broken(run):
+        initial, final, best = _levels(losses) if len(losses) else (math.nan,) * 3
+        return Outcome(initial, final, best, math.nan, math.nan, chance, "stuck")
     if len(losses) < settings.patience:
         return Outcome(math.nan, math.nan, math.nan, math.nan, math.nan, chance, "unknown")
     initial, final, best = _levels(losses)
@@ -57,6 +60,23 @@ def outcome(run: Run, settings: Settings) -> Outcome:
     noise = 1.4826 * median(np.abs(np.diff(losses))) / math.sqrt(2)
     progress = _progress(run, initial, final, improvement, chance, settings)
     return Outcome(initial, final, best, improvement, noise, chance, progress)
+
+
+def broken(run: Run) -> bool:
+    """Say whether the run ended with weights or a loss that are no numbers any more."""
+    if not len(run.steps):
+        return False
+    losses = column(run, "loss")
+    weights = run.parameter_table("weight_nonfinite").to_numpy()[-1]
+    lost = np.isinf(losses[-1]) or (np.isnan(losses[-1]) and bool(np.isfinite(losses).any()))
+    signal = run.layer_table("activation_nonfinite").to_numpy()[-1]
+    return bool((weights > 0).any() or (lost and (signal > 0).any()))
+
+
+def lasting(run: Run, settings: Settings) -> int:
+    """Return how many recorded steps a condition must last: all that there were, in a run that broke off."""
+    finite = int(np.isfinite(column(run, "loss")).sum())
+    return min(settings.patience, max(1, finite)) if broken(run) else settings.patience
 
 
 def severity(found: Outcome, ongoing: bool = True) -> Severity:

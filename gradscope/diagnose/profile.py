@@ -17,6 +17,7 @@ from gradscope.diagnose.architecture import (
     normalized_after,
     places,
 )
+from gradscope.diagnose.outcome import lasting
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import Stretch, log, longest_stretch, median, slope, typical
 from gradscope.records import Run
@@ -97,7 +98,7 @@ def lasting_trend(run: Run, profile: Profile, limit: float, settings: Settings) 
         ends = _row_median(profile.values[:, -third:]) - _row_median(profile.values[:, :third])
         sign = math.copysign(1.0, limit)
         holds = (sign * profile.rise >= abs(limit)) & (sign * ends >= abs(limit) / 2)
-    return longest_stretch(holds, run, settings.patience)
+    return longest_stretch(holds, run, lasting(run, settings))
 
 
 def _row_median(values: Array) -> Array:

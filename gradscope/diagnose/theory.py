@@ -164,6 +164,18 @@ def fixed_point(activation: str, sigma_w2: float, sigma_b2: float = 0.0, steps: 
     return q
 
 
+def variance_before(activation: str, square: float) -> float:
+    """Return the variance of the pre-activations whose outputs have this mean square."""
+    low, high = 1e-12, 1e6
+    for _ in range(80):
+        middle = math.sqrt(low * high)
+        if _expected(_lookup(activation).function(math.sqrt(middle) * _NODES) ** 2) < square:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(low * high)
+
+
 def chi(activation: str, sigma_w2: float, q: float) -> float:
     """Return the factor by which a layer multiplies the squared gradient, at pre-activation variance q."""
     return sigma_w2 * mean_square_slope(activation, min(q, 1e12))

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscope.diagnose.series import column, median
 from gradscope.records import ParameterInfo, Run
+
+
+def learning_rate(run: Run) -> float:
+    """Return the typical learning rate: of the recorded steps, else the optimizer's when watching began."""
+    recorded = median(column(run, "lr"))
+    groups = [group for optimizer in run.info.optimizers for group in optimizer.groups if "lr" in group]
+    return recorded if math.isfinite(recorded) or not groups else float(groups[0]["lr"])
 
 
 def update_ratios(run: Run) -> tuple[list[ParameterInfo], NDArray[np.float64]]:

@@ -49,11 +49,11 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         excess = shares[item.name].to_numpy() - np.nan_to_num(zeros[item.name].to_numpy())
         stretch = longest_stretch(excess > settings.epsilon_share, run, settings.patience)
         if stretch is not None and stretch.ongoing:
-            stretches[item] = stretch
+            stretches[item.name] = stretch
     loss = outcome(run, settings)
     if 2 * len(stretches) < len(items) or loss.progress in ("trains", "unknown"):
         return None
-    names = [item.name for item in stretches]
+    names = list(stretches)
     share = median(shares[names].to_numpy()[-settings.patience :])
     eps = [
         float(group["eps"])
@@ -65,7 +65,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         NAME,
         severity(loss) if share > 0.5 else "warning",
         f"In {listed(names)} {share:.0%} of the entries have gradients near Adam's epsilon.",
-        tuple(dict.fromkeys(item.layer for item in stretches)),
+        tuple(dict.fromkeys(item.layer for item in items if item.name in stretches)),
         tuple(names),
         min(stretch.first_step for stretch in stretches.values()),
         max(stretch.last_step for stretch in stretches.values()),

@@ -33,7 +33,7 @@ import numpy as np
 
 from gradscope.diagnose import architecture, profile
 from gradscope.diagnose.backward_signal import find, finding
-from gradscope.diagnose.outcome import outcome, severity
+from gradscope.diagnose.outcome import lasting, outcome, severity
 from gradscope.diagnose.series import column, log, longest_stretch, median, require_steps
 from gradscope.diagnose.wording import present
 from gradscope.records import Finding, Run
@@ -79,7 +79,7 @@ def _recurrent(run: Run, settings: Settings) -> Finding | None:
     excess = _excess(values, inside, outside)
     bursts = _bursts(run, settings)
     large = excess >= math.log(settings.exploding_ratio)
-    stretch = longest_stretch(large, run, settings.patience)
+    stretch = longest_stretch(large, run, lasting(run, settings))
     if stretch is None and np.nansum(bursts) < settings.patience:
         return None
     rows = np.flatnonzero(bursts if stretch is None else large)

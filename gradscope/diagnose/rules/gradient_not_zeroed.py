@@ -8,7 +8,7 @@ Why it hurts
 Each step follows the sum of all gradients so far: old directions never fade, and the step grows without bound.
 
 What it is not
-Gradient accumulation over micro-batches: it starts afresh with every step.
+A network that trains well: its gradients become more alike as it does. Gradient accumulation over micro-batches: it starts afresh with every step.
 
 Remedies
 Code: optimizer.zero_grad() before each backward pass.
@@ -41,7 +41,9 @@ NAME = "gradient-not-zeroed"
 def detect(run: Run, settings: Settings) -> Finding | None:
     """Find gradients that grow with the steps while the signal they come from does not."""
     require_steps(run, settings.fewest_steps)
-    items = weight_layers(run)
+    # The gradient of a recurrent weight also grows as the states become correlated through time.
+    items = tuple(item for item in weight_layers(run) if item.layer.role != "recurrent")
+    require(items, "no weight layer but recurrent ones was recorded")
     early = slice(0, min(len(run.steps), settings.dense_steps))
     gradient = run.parameter_table("gradient_norm")[list(weights(items))].to_numpy()[early]
     signal = run.layer_table("signal_rms")[list(names(items))].to_numpy()[early]
@@ -51,9 +53,9 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     growth = np.array([_growth(column) for column in piled.T[known]])
     monotony = np.array([_monotony(column) for column in piled.T[known]])
     affected = (growth > math.log(settings.pile_up_ratio)) & (monotony > settings.pile_up_monotony)
-    if np.mean(affected) < settings.pile_up_share:
-        return None
     loss = outcome(run, settings)
+    if np.mean(affected) < settings.pile_up_share or loss.progress == "trains":
+        return None
     factor = math.exp(median(growth[affected]))
     return Finding(
         NAME,

@@ -1,8 +1,8 @@
 """Updates so large, relative to the weights, that training jumps instead of descending.
 
 What it finds
-The typical weight changes by more than 3 % in a step, persistently or in the first steps, and the loss does
-not improve; or the loss ends far above where it began.
+The loss does not improve, and the typical weight changes by more than half of its size in a step, or by more
+than 3 % to the run's end, or by more than 3 % in several steps while the loss jumps to twice its start.
 
 Why it hurts
 The step overshoots every valley; units die or saturate, and the loss oscillates, stays at a plateau or
@@ -30,7 +30,7 @@ import numpy as np
 from gradscope.diagnose.outcome import outcome
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import column, median, require_steps, steps_of
-from gradscope.diagnose.updates import update_ratios
+from gradscope.diagnose.updates import learning_rate, update_ratios
 from gradscope.diagnose.wording import present
 from gradscope.records import Finding, Run
 from gradscope.settings import Settings
@@ -49,12 +49,14 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     typical = np.array([median(row) for row in ratios])
     level, peak = median(typical), float(np.nanmax(typical))
     high = typical > settings.update_ratio_high
-    burst = peak > 10 * settings.update_ratio_high
-    if loss.progress == "trains" or not (high.sum() >= settings.patience or burst):
+    burst, late = peak > settings.update_burst, median(typical[len(typical) // 2 :])
+    jumped = np.nanmax(column(run, "loss")) > settings.divergence_ratio * abs(loss.initial)
+    lasts = high.sum() >= settings.patience and (jumped or late > settings.update_ratio_high)
+    if loss.progress == "trains" or not (burst or lasts):
         return None
     rows = np.flatnonzero(high)
     worst = np.argsort(-np.nan_to_num([median(ratios[rows, index]) for index in range(len(items))]))
-    rate = median(column(run, "lr"))
+    rate = learning_rate(run)
     factor = HEALTHY_RATIO / max(level, peak if burst else level)
     return Finding(
         NAME,

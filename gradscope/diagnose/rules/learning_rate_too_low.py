@@ -28,8 +28,8 @@ import numpy as np
 
 from gradscope.diagnose.outcome import outcome
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import column, median, require_steps, steps_of
-from gradscope.diagnose.updates import update_ratios
+from gradscope.diagnose.series import median, require_steps, steps_of
+from gradscope.diagnose.updates import learning_rate, update_ratios
 from gradscope.diagnose.wording import present
 from gradscope.records import Finding, Run
 from gradscope.settings import Settings
@@ -52,7 +52,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     small = 0 < level < settings.update_ratio_low and highest < 10 * settings.update_ratio_low
     if loss.progress == "trains" or not small:
         return None
-    rate, steps = median(column(run, "lr")), int(steps_of(run)[-1]) + 1
+    rate, steps = learning_rate(run), int(steps_of(run)[-1]) + 1
     return Finding(
         NAME,
         "warning",

@@ -9,7 +9,7 @@ These weights don't move, whatever the learning rate.
 
 What it is not
 A missing gradient (None, see missing-gradient), a gradient that underflowed on its way (vanishing-gradient), a
-bias before a normalisation, a zero-initialised branch in its first steps, embedding rows that don't occur.
+bias before a normalisation, a zero-initialised branch in its first steps, embedding rows that don't occur, a minority of weights in a network that trains well.
 
 Remedies
 Depend on what is zero: the output's activation (a softmax over one unit), an all-dead layer, zero weights, an
@@ -54,11 +54,12 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     loss = outcome(run, settings)
     blocked, why = _where(run)
     layers = [item.layer for item in zero]
+    if loss.progress == "trains" and share < 0.5:
+        return None
     severe = share > 0.5 or loss.progress == "stuck"
-    note = loss.progress == "trains" and share < 0.5
     return Finding(
         NAME,
-        "note" if note else "critical" if severe else "warning",
+        "critical" if severe else "warning",
         f"The gradient of {len(zero)} of {len(known)} weights is exactly zero ({listed(layers)}).",
         tuple(dict.fromkeys([*([blocked.name] if blocked else []), *layers])),
         tuple(item.name for item in zero),

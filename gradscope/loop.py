@@ -55,6 +55,7 @@ def watch(
     unknown = set(settings) - set(Settings.__dataclass_fields__)
     if unknown:
         raise GradscopeError(f"watch knows no option {sorted(unknown)[0]!r}; see gradscope.Settings for all")
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper would prefix every name
     return Watch(model, list(optimizers), run_dir, Settings.from_mapping(settings), verbose)
 
 

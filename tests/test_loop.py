@@ -123,12 +123,14 @@ def test_two_optimizers_make_one_step(tmp_path: Path) -> None:
 def test_how_the_loop_ended_is_recorded(tmp_path: Path, error: BaseException, status: str) -> None:
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with (
-        pytest.raises(type(error)),
-        gradscope.watch(model, optimizer, run_dir=tmp_path / "run", verbose=False) as scope,
-    ):
-        scope.step(1.0)
-        raise error
+
+    def loop() -> None:
+        with gradscope.watch(model, optimizer, run_dir=tmp_path / "run", verbose=False) as scope:
+            scope.step(1.0)
+            raise error
+
+    with pytest.raises(type(error)):
+        loop()
     assert gradscope.read_run(tmp_path / "run").info.status == status
     assert not model._forward_hooks
     assert not optimizer._optimizer_step_pre_hooks
@@ -151,9 +153,11 @@ def test_wrong_use_is_one_clear_line(tmp_path: Path) -> None:
             scope.step("0.5")  # type: ignore[arg-type]
     with pytest.raises(GradscopeError, match="inside the `with"):
         scope.step(1.0)
-    with (
-        pytest.warns(UserWarning, match="recorded nothing: call scope.step"),
-        gradscope.watch(model, optimizer, run_dir=tmp_path / "silent"),
-    ):
-        model(torch.ones(1, 3)).sum().backward()
-        optimizer.step()
+
+    def forgetful() -> None:
+        with gradscope.watch(model, optimizer, run_dir=tmp_path / "silent"):
+            model(torch.ones(1, 3)).sum().backward()
+            optimizer.step()
+
+    with pytest.warns(UserWarning, match=r"recorded nothing: call scope.step"):
+        forgetful()

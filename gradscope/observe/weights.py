@@ -166,7 +166,7 @@ class ParameterProbe:
         ]
 
     def _values(self, row: int) -> Tensor:
-        return local_part(self._parameters[row].detach())
+        return local_part(self._parameters[row])
 
     def _fill(self, shelf: Shelf, opened: _Opened) -> None:
         torch._foreach_copy_(shelf.before, [self._values(row) for row in shelf.rows])
@@ -174,11 +174,11 @@ class ParameterProbe:
         places = [place for place, row in enumerate(shelf.rows) if _is_dense(opened, row)]
         if len(places) < count:
             shelf.block[count : 2 * count].zero_()
-            for place, row in enumerate(shelf.rows):
-                if place not in places and row in opened.gradients:
+            for row in shelf.rows:
+                if row in opened.gradients and not _is_dense(opened, row):
                     self._step.pieces.append(Piece(GRADIENT, [row], _by_itself(opened.gradients[row][0])))
         if places:
-            gradients = [local_part(opened.gradients[shelf.rows[place]][0].detach()) for place in places]
+            gradients = [local_part(opened.gradients[shelf.rows[place]][0]) for place in places]
             torch._foreach_copy_([shelf.gradients[place] for place in places], gradients)
         statistics = moments_of_padded(shelf.block[: 2 * count], shelf.doubled)
         self._step.pieces.append(Piece(WEIGHT, shelf.rows, statistics[:, :count]))

@@ -115,7 +115,7 @@ def stop_clipping(case: Case) -> Remedy | None:
         else "# delete the call of torch.nn.utils.clip_grad_norm_ or clip_grad_value_"
     )
     seen = (
-        f"None of {len(norms)} recorded norms is a spike: the largest is {figure(float(norms.max()))}, the "
+        f"No spike among {len(norms)} recorded norms: the largest is {figure(float(norms.max()))}, the "
         f"median {figure(float(np.median(norms)))}."
         if len(norms)
         else "A limit that cuts nearly every step is a smaller learning rate by another name."

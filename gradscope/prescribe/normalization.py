@@ -138,7 +138,8 @@ def _candidates(case: Case) -> list[str]:
 def _normalizable(case: Case) -> list[LayerInfo]:
     """Return hidden layers in front of an activation that have no normalisation yet."""
     normalized = {name for norm in case.norms for name in norm.inputs}
-    if not any(layer.inputs for layer in case.run.layers) and case.norms:
+    untold = not any(layer.inputs for layer in case.run.layers)
+    if case.norms and (untold or case.attention):  # a transformer has its norms between its blocks
         return []
     return [
         layer

@@ -49,7 +49,8 @@ def bridgeable(case: Case) -> list[LayerInfo]:
             and "Transpose" not in layer.kind
             and _padded(options.get("kernel_size"), options.get("padding"))
         )
-        if (square or same) and case.activation_of(layer):
+        written = not set(layer.name) & set("\"'\\\n")  # forward() is rewritten, and names stand in its code
+        if (square or same) and written and case.activation_of(layer):
             found.append(layer)
     return found
 
@@ -94,4 +95,4 @@ def _neighbours(layer: str, activation: str) -> bool:
     """Say whether a layer and its activation follow each other in what is most likely a Sequential."""
     parent, _, child = layer.rpartition(".")
     other, _, following = activation.rpartition(".")
-    return bool(parent) and parent == other and child.isdigit() and following == str(int(child) + 1)
+    return parent == other and child.isdigit() and following == str(int(child) + 1)

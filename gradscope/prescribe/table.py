@@ -49,6 +49,7 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
         normalization.normalize,
         residual.add_skips,
         activation.self_normalize,
+        scaling.scale_inputs,
     ),
     "exploding-signal": (
         activation.replace_unbounded,

@@ -12,7 +12,10 @@ _NARROW = 16
 
 def widen(case: Case) -> Remedy | None:
     """Widen hidden layers of a few units, in which a whole layer dies by chance."""
-    if not case.hidden or case.width >= _NARROW:
+    plain = ("linear", "convolution", "normalization")
+    owned = {name for layer in case.run.layers if layer.role in plain for name in layer.parameters}
+    chain = all(item.name in owned for item in case.run.parameters) and not case.skips
+    if not case.hidden or case.width >= _NARROW or not chain:
         return None
     factor = 2
     while case.width * factor < _NARROW:

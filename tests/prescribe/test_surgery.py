@@ -283,7 +283,8 @@ def test_widening_keeps_the_gain() -> None:
 
 def test_widening_convolutions_and_their_norms() -> None:
     model = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 25, 6), nn.ReLU(),
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+        nn.Linear(4 * 25, 6), nn.ReLU(),
         nn.LayerNorm(6), nn.Linear(6, 2),
     )  # fmt: skip
     treated = surgery.apply({"do": "widen", "factor": 3}, model, torch.randn(2, 3, 5, 5))
@@ -304,6 +305,7 @@ def test_dtype_device_and_mode_are_kept(dtype: torch.dtype) -> None:
     assert {p.dtype for p in prelu.parameters()} == {dtype}
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*:UserWarning")
 def test_a_lightning_module_that_is_being_trained_is_copied_without_its_trainer() -> None:
     model = Lit(mlp(inputs=16))
     data = torch.utils.data.DataLoader(

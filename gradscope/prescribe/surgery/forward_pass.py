@@ -96,7 +96,12 @@ def trace(owner: nn.Module) -> fx.Graph:
 def rewrite(owner: nn.Module, graph: fx.Graph) -> None:
     """Let a module run an edited graph from now on."""
     graph.lint()
-    owner.forward = RewrittenForward(owner, graph)
+    try:
+        owner.forward = RewrittenForward(owner, graph)
+    except SyntaxError as error:
+        raise SurgeryRefused(
+            f"a module name of {where(owner)} can't stand in code: {error.text!r}"
+        ) from error
 
 
 def where(owner: nn.Module) -> str:

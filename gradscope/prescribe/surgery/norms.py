@@ -115,7 +115,8 @@ def _insert(site: Behind, norm: nn.Module) -> None:
     """Put the norm in front of the activation: around the module in a Sequential, in forward() elsewhere."""
     owner, node = site.level.owner, site.activation
     if isinstance(owner, nn.Sequential):
-        setattr(owner, str(node.target), nn.Sequential(norm, owner.get_submodule(str(node.target))))
+        block = nn.Sequential(norm, owner.get_submodule(str(node.target)))
+        setattr(owner, str(node.target), block.train(owner.training))
         return
     name = f"{str(site.layer.target).replace('.', '_')}_norm"
     while hasattr(owner, name):

@@ -185,7 +185,7 @@ def index_page(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         rooms["Ailing programs" if outcome.program.finding else "Healthy programs"].append(_exhibit(outcome))
     lead = (
-        "Each program was trained for real under observation, most on scikit-learn's handwritten digits. "
+        "Each program was trained for real, on scikit-learn's handwritten digits, under observation. "
         f"gradscope's verdict and first finding were the expected ones for {right} of {len(outcomes)}."
     )
     return gallery.render("Demo programs", lead, rooms)

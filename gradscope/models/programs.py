@@ -107,12 +107,14 @@ def _reader(recurrent_deviation: float | None) -> nn.Module:
     return reader
 
 
+_MOMENTUM = {"optimizer": "momentum", "learning_rate": 0.02}
+
 AILING = (
     _ill_mlp(
         "vanishing-sigmoid",
         "12 sigmoid layers: each passes on less than a quarter of the gradient",
         "vanishing-gradient",
-        {"depth": 12, "activation": "sigmoid", "initialization": "xavier", "learning_rate": 0.1},
+        {**_MOMENTUM, "depth": 12, "activation": "sigmoid", "initialization": "xavier"},
         {"activation": "relu", "initialization": "he"},
     ),
     _ill_mlp(
@@ -205,7 +207,7 @@ HEALTHY = (
         "relu-he",
         "10 ReLU layers with He initialisation and momentum",
         None,
-        _mlp(HEALTHY_STEPS, depth=10, optimizer="momentum", learning_rate=0.02),
+        _mlp(HEALTHY_STEPS, depth=10, **_MOMENTUM),
     ),
     Program(
         "batchnorm",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from gradscope.diagnose.evidence import evidence
 from gradscope.diagnose.rule import Rule
 from gradscope.diagnose.rules import RULES
-from gradscope.records import SEVERITIES, Evidence, Finding, NotChecked, Run, Verdict
+from gradscope.records import SEVERITIES, Evidence, Finding, NotChecked, Run, Severity, Verdict
 from gradscope.settings import Settings
 
 _SIGNAL = ("vanishing-signal", "exploding-signal")
@@ -125,9 +125,20 @@ def fold(findings: Sequence[Finding]) -> list[Finding]:
                 causes[rule] = cause
     roots = {rule: _root(rule, causes) for rule in found}
     return [
-        replace(finding, caused_by=roots[finding.rule] if finding.rule in causes else None)
+        replace(
+            finding,
+            caused_by=roots[finding.rule] if finding.rule in causes else None,
+            severity=_worst(item.severity for item in findings if roots[item.rule] == finding.rule)
+            if finding.rule not in causes
+            else finding.severity,
+        )
         for finding in findings
     ]
+
+
+def _worst(severities: Iterable[Severity]) -> Severity:
+    """Return the most severe: a root is as severe as what it leads to."""
+    return min(severities, key=SEVERITIES.index)
 
 
 def _root(rule: str, causes: dict[str, str]) -> str:
@@ -138,8 +149,8 @@ def _root(rule: str, causes: dict[str, str]) -> str:
 
 
 def _can_cause(cause: Finding, finding: Finding) -> bool:
-    """Say whether a cause is no milder than what it is to explain, and was there in time."""
-    serious = SEVERITIES.index(cause.severity) <= SEVERITIES.index(finding.severity)
+    """Say whether a cause is more than a note, unless what it is to explain is one, and was there in time."""
+    serious = cause.severity != "note" or finding.severity == "note"
     if cause.rule in BY_UPDATES:
         return serious and cause.first_step < finding.first_step
     # What a statistic shows at once, another may show a little later.

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscope.diagnose.architecture import output_layers
 from gradscope.diagnose.series import column, median
 from gradscope.records import Run, Severity
 from gradscope.settings import Settings
@@ -55,6 +56,8 @@ def outcome(run: Run, settings: Settings) -> Outcome:
     if len(losses) < settings.patience:
         return Outcome(math.nan, math.nan, math.nan, math.nan, math.nan, chance, "unknown")
     initial, final, best = _levels(losses)
+    if math.isnan(chance) and not run.info.loss.get("functions"):
+        chance = _guessed_chance(run, final)
     scale = max(abs(initial), abs(final))
     improvement = (initial - final) / scale if scale > 0 else 0.0
     noise = 1.4826 * median(np.abs(np.diff(losses))) / math.sqrt(2)
@@ -119,6 +122,13 @@ def _chance(run: Run) -> float:
     classes = [_classes(run, name) for name in run.info.loss.get("inputs", ())]
     classes = [number for number in classes if number > 1]
     return math.log(classes[0]) if classes else math.nan
+
+
+def _guessed_chance(run: Run, final: float) -> float:
+    """Return log C if the loss ends within a tenth of it, C being the outputs (log 2 for one), else NaN."""
+    outputs = [_classes(run, name) for name in output_layers(run)]
+    levels = [math.log(max(2, number)) for number in outputs if number]
+    return next((level for level in levels if abs(final / level - 1) < 0.1), math.nan)
 
 
 def _classes(run: Run, name: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from gradscope.diagnose.architecture import (
     normalized_after,
     places,
 )
-from gradscope.diagnose.outcome import lasting
+from gradscope.diagnose.outcome import broken, lasting
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import Stretch, log, longest_stretch, median, slope, typical
 from gradscope.records import Run
@@ -98,7 +98,10 @@ def lasting_trend(run: Run, profile: Profile, limit: float, settings: Settings) 
         ends = _row_median(profile.values[:, -third:]) - _row_median(profile.values[:, :third])
         sign = math.copysign(1.0, limit)
         holds = (sign * profile.rise >= abs(limit)) & (sign * ends >= abs(limit) / 2)
-    return longest_stretch(holds, run, lasting(run, settings))
+    stretch = longest_stretch(holds, run, lasting(run, settings))
+    if stretch is not None and broken(run) and stretch.first_row == 0:
+        stretch = replace(stretch, ongoing=True)  # nothing came after it but NaN
+    return stretch
 
 
 def _row_median(values: Array) -> Array:

@@ -30,7 +30,7 @@ class Recurrence:
     @property
     def total(self) -> float:
         """Return what is left of the gradient's root mean square after all steps."""
-        return float(self.gain**self.steps)
+        return math.exp(min(700.0, self.steps * math.log(self.gain))) if self.gain > 0 else 0.0
 
 
 def recurrences(run: Run) -> list[Recurrence]:

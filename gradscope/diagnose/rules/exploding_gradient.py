@@ -33,7 +33,8 @@ import numpy as np
 
 from gradscope.diagnose import architecture, profile
 from gradscope.diagnose.backward_signal import find, finding
-from gradscope.diagnose.outcome import lasting, outcome, severity
+from gradscope.diagnose.outcome import broken, lasting, outcome, severity
+from gradscope.diagnose.recurrence import recurrences
 from gradscope.diagnose.series import column, log, longest_stretch, median, require_steps
 from gradscope.diagnose.wording import present
 from gradscope.records import Finding, Run
@@ -79,6 +80,7 @@ def _recurrent(run: Run, settings: Settings) -> Finding | None:
     excess = _excess(values, inside, outside)
     bursts = _bursts(run, settings)
     large = excess >= math.log(settings.exploding_ratio)
+    large |= broken(run) & _predicted(run, settings) & np.isfinite(column(run, "loss"))
     stretch = longest_stretch(large, run, lasting(run, settings))
     if stretch is None and np.nansum(bursts) < settings.patience:
         return None
@@ -100,6 +102,11 @@ def _recurrent(run: Run, settings: Settings) -> Finding | None:
         f"steps it was out of proportion ({ratio:.3g} times the other layers').",
         present(ratio_first_to_last=ratio, **norms, loss_improvement=loss.improvement),
     )
+
+
+def _predicted(run: Run, settings: Settings) -> bool:
+    """Say whether theory predicts that a recurrence explodes over the steps of its sequence."""
+    return any(item.total > settings.exploding_ratio for item in recurrences(run) if not item.gated)
 
 
 def _excess(values: np.ndarray, inside: list[int], outside: list[int]) -> np.ndarray:

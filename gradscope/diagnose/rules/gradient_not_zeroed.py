@@ -2,7 +2,7 @@
 
 What it finds
 Weight gradients that grow from step to step, by a factor of five and more, while the gradient signal at the
-layers' outputs, which is fresh in every step, does not.
+layers' outputs, which is fresh in every step, does not; or that grow steadily, without the signal's scatter.
 
 Why it hurts
 Each step follows the sum of all gradients so far: old directions never fade, and the step grows without bound.
@@ -52,7 +52,15 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     require(known.any(), "no layer has both its weight's gradient and its output's signal recorded")
     growth = np.array([_growth(column) for column in piled.T[known]])
     monotony = np.array([_monotony(column) for column in piled.T[known]])
+    smooth = np.array(
+        [
+            _smooth(sums, fresh)
+            for sums, fresh in zip(log(gradient).T[known], log(signal).T[known], strict=True)
+        ]
+    )
+    rising = np.array([_monotony(column) for column in log(gradient).T[known]])
     affected = (growth > math.log(settings.pile_up_ratio)) & (monotony > settings.pile_up_monotony)
+    affected |= smooth & (rising > settings.pile_up_monotony)
     loss = outcome(run, settings)
     if np.mean(affected) < settings.pile_up_share or loss.progress == "trains":
         return None
@@ -60,8 +68,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     return Finding(
         NAME,
         severity(loss),
-        f"The weights' gradients pile up: they grow {factor:.3g}-fold over {piled.shape[0]} recorded steps while the "
-        "signal they come from does not.",
+        f"The weights' gradients pile up: over {piled.shape[0]} recorded steps they grow {factor:.3g}-fold beside the "
+        "signal they come from, without its scatter.",
         (),
         (),
         int(steps_of(run)[0]),
@@ -75,6 +83,11 @@ def _growth(values: Array) -> float:
     known = values[np.isfinite(values)]
     third = max(1, len(known) // 4)
     return median(known[-third:]) - median(known[:2])
+
+
+def _smooth(sums: Array, fresh: Array) -> bool:
+    """Say whether a gradient scatters far less from step to step than the signal it comes from."""
+    return median(np.abs(np.diff(sums))) < min(0.1, median(np.abs(np.diff(fresh))) / 3)
 
 
 def _monotony(values: Array) -> float:

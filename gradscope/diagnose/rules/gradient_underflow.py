@@ -85,4 +85,4 @@ def _stands_still(run: Run, item: ParameterInfo) -> bool:
     gradient = run.parameter_table("gradient_norm")[item.name].to_numpy()
     rate = column(run, "lr")
     live = (gradient > 0) & (rate > 0) & np.isfinite(moved)
-    return bool(live.any()) and median(moved[live]) < BFLOAT16_STEP / 100
+    return bool(live.any()) and median(moved[live]) < BFLOAT16_STEP / 20

@@ -36,7 +36,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     """Find trained parameters in no optimizer group."""
     require_steps(run, 1)
     trained = [item for item in run.parameters if item.trained]
-    require(any(item.group is not None for item in trained), "no optimizer's groups were recorded")
+    require(trained and run.info.optimizers, "no optimizer or nothing to train was recorded")
     ran = {layer.name for layer in run.layers}
     left = [item for item in trained if item.group is None and item.layer in ran]
     if not left:

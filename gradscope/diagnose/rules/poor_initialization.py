@@ -9,7 +9,8 @@ Each layer shrinks or blows up signal and gradient by the same factor, and depth
 
 What it is not
 torch's default initialisation in a shallow network: it is too small for ReLU by a factor of six, which few
-layers bear. Normalised layers are indifferent to the scale of their weights.
+layers bear. Normalised layers are indifferent to the scale of their weights; layers that skip connections
+bypass multiply nothing.
 
 Remedies
 He initialisation for rectifiers, Xavier for tanh, LeCun for SELU, orthogonal for recurrences.
@@ -34,6 +35,7 @@ from gradscope.diagnose.architecture import (
     activation_after,
     names,
     normalized_after,
+    skips,
     weight_layers,
     weights,
 )
@@ -45,11 +47,13 @@ from gradscope.records import Finding, Run
 from gradscope.settings import Settings
 
 NAME = "poor-initialization"
+LARGEST_USUAL = 2.0  # He's; the critical variance of GELU (4) or sigmoid (103) is in nobody's use
 
 
 def detect(run: Run, settings: Settings) -> Finding | None:
     """Find initial weights that are far from the critical variance in most layers."""
     require_steps(run, 1)
+    require(not skips(run), "skip connections bypass layers: no variance of theirs is critical")
     factors = {item: _factor(run, item) for item in weight_layers(run)}
     judged = {item: factor for item, factor in factors.items() if math.isfinite(factor)}
     require(judged, "no layer's initial weights can be compared with theory")
@@ -93,7 +97,7 @@ def _factor(run: Run, item: WeightLayer) -> float:
     plain = item.layer.role in ("linear", "convolution") and not normalized_after(run, item.layer)
     if not plain or activation is None or not theory.known(activation) or not item.layer.fan_in:
         return math.nan
-    critical = min(theory.critical_sigma_w2(activation), 4.0)  # sigmoid's own, 103, is in nobody's use
+    critical = min(theory.critical_sigma_w2(activation), LARGEST_USUAL)
     # Weights that are all zero or all alike are another ailment's.
     return theory.sigma_w2(deviation, item.layer.fan_in) / critical if deviation > 0 else math.nan
 

@@ -12,7 +12,7 @@ _SHALLOWEST = 5
 def add_skips(case: Case) -> Remedy | None:
     """Add the input to each layer's activated output, the branch scaled by 1/sqrt(their number)."""
     layers = bridgeable(case)
-    if case.skips or case.depth < _SHALLOWEST or len(layers) < 2:
+    if case.skips or case.depth < _SHALLOWEST or len(layers) < 2 or _unwritable(case):
         return None
     names = [layer.name for layer in layers]
     scale = float(f"{len(names) ** -0.5:.3g}")
@@ -49,10 +49,14 @@ def bridgeable(case: Case) -> list[LayerInfo]:
             and "Transpose" not in layer.kind
             and _padded(options.get("kernel_size"), options.get("padding"))
         )
-        written = not set(layer.name) & set("\"'\\\n")  # forward() is rewritten, and names stand in its code
-        if (square or same) and written and case.activation_of(layer):
+        if (square or same) and case.activation_of(layer):
             found.append(layer)
     return found
+
+
+def _unwritable(case: Case) -> bool:
+    """Say whether a layer's name can't stand in the code of a rewritten forward()."""
+    return any(set(layer.name) & set('"\\\n') for layer in case.run.layers)
 
 
 def _padded(kernel: object, padding: object) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from gradscope import __version__
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, RunError
 from gradscope.records import SEVERITIES
 
 if TYPE_CHECKING:
@@ -96,9 +96,7 @@ def report(run: Path, output: Path | None, show_page: bool) -> int:
     from gradscope.present.html import render
 
     page = _page_path(examined.run, output)
-    text = render(examined).encode(errors="replace")
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_bytes(text)
+    _write(page, render(examined))
     _show(examined)
     click.echo(f"\nreport: {page}")
     if show_page:
@@ -119,8 +117,8 @@ def report(run: Path, output: Path | None, show_page: bool) -> int:
 def check(run: Path, form: str, fail_on: Severity) -> int:
     """Judge RUN, for scripts and continuous integration.
 
-    Exit status: 0 if nothing was found at or above --fail-on, 1 if something was, 2 if RUN cannot be read
-    or too little was recorded to judge it.
+    Exit status: 0 if nothing was found at or above --fail-on, 1 if something was, 2 if RUN cannot be read or
+    holds no recorded step.
     """
     examined = _examine(run)
     if form == "json":
@@ -134,7 +132,9 @@ def check(run: Path, form: str, fail_on: Severity) -> int:
     failing = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
     if any(finding.severity in failing for finding in examined.findings):
         return FOUND
-    return FAILED if examined.verdict == "inconclusive" else CLEAN
+    if not len(examined.run.steps):
+        raise RunError(f"{examined.run.path} holds no recorded step, so there is nothing to check")
+    return CLEAN
 
 
 @gradscope.command()
@@ -192,6 +192,60 @@ def rules(name: str | None) -> int:
 
 
 @gradscope.command()
+@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The page; comparison.html if not given."
+)
+def compare(runs: tuple[Path, ...], output: Path | None) -> int:
+    """Put runs side by side: what each suffers from, gained and lost against the first, in one HTML file."""
+    if len(runs) < 2:
+        raise click.UsageError("compare needs at least two runs")
+    reports = [_examine(run) for run in runs]
+    from gradscope.present.comparison import compare as compare_reports
+    from gradscope.present.html import render_comparison
+    from gradscope.present.side_by_side import comparison_table
+
+    comparison = compare_reports(reports)
+    page = output or Path("comparison.html")
+    _write(page, render_comparison(comparison))
+    _console().print(comparison_table(comparison))
+    click.echo(f"\ncomparison: {page}")
+    return CLEAN
+
+
+@gradscope.command()
+@click.argument("target", metavar="[MODULE:FUNCTION]", required=False)
+@click.option("--demo", "program", help="Treat a program of the catalogue instead.")
+@click.option("--steps", default=200, show_default=True, help="Optimizer steps of each training.")
+@click.option("--seeds", default=3, show_default=True, help="Seeds; intervals need at least 2.")
+@click.option("--time-limit", type=float, default=80.0, show_default=True, help="Seconds; 0 for none.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="gradscope_treatment",
+    show_default=True,
+    help="The folder for runs and the page; an interrupted treatment goes on there.",
+)
+def treat(
+    target: str | None, program: str | None, steps: int, seeds: int, time_limit: float, output: Path
+) -> int:
+    """Try what the report prescribes, and rank the remedies by measured effect.
+
+    MODULE:FUNCTION is called without arguments and returns (build, data): build() or build(seed) returns a
+    LightningModule or (model, optimizer, loss), and data is an iterable of its training batches.
+    Exit status: 0, or 2 if nothing could be trained.
+    """
+    if (target is None) == (program is None):
+        raise click.UsageError("give either MODULE:FUNCTION or --demo NAME")
+    from gradscope.treat.session import patient_of_demo, patient_of_module, treat_shown
+
+    name, build, data = patient_of_demo(program) if program else patient_of_module(str(target))
+    treat_shown(build, data, output / name, steps, seeds, time_limit or float("inf"), _console())
+    return CLEAN
+
+
+@gradscope.command()
 @_run_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A folder; RUN-tables if not given.")
 @click.option("--format", "form", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
@@ -239,6 +293,11 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, emoji=False)
+
+
+def _write(page: Path, text: str) -> None:
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_bytes(text.encode(errors="replace"))
 
 
 def _page_path(run: Run, output: Path | None) -> Path:

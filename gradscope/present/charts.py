@@ -34,10 +34,10 @@ def figures(page: Page) -> dict[str, str]:
         drawn["history"] = history_figure(page.history)
     drawn |= {f"profile-{profile.key}": profile_figure(profile) for profile in page.profiles}
     drawn |= {f"grid-{grid.key}": grid_figure(grid) for grid in page.grids}
-    return {name: _json(figure) for name, figure in drawn.items()}
+    return {name: as_json(figure) for name, figure in drawn.items()}
 
 
-def _json(figure: go.Figure) -> str:
+def as_json(figure: go.Figure) -> str:
     """Write a figure as strict JSON, keys sorted."""
     return json.dumps(figure.to_plotly_json(), sort_keys=True, allow_nan=False, separators=(",", ":"))
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from gradscope.present import view, wording
+from gradscope.present import html, view, wording
 from gradscope.records import Report
 
 
@@ -47,19 +44,10 @@ class Row:
 
 def render(title: str, lead: str, rooms: Mapping[str, Sequence[Exhibit]]) -> str:
     """Return the page: a table for each of the `rooms`, by heading; it loads nothing from anywhere."""
-    environment = Environment(
-        loader=PackageLoader("gradscope.present"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    assert environment.loader is not None
-    style = Markup(environment.loader.get_source(environment, "report.css")[0])
     rows = {
         heading: [row(exhibit) for exhibit in exhibits] for heading, exhibits in rooms.items() if exhibits
     }
-    return environment.get_template("gallery.html").render(title=title, lead=lead, rooms=rows, style=style)
+    return html.fill("gallery.html", None, title=title, lead=lead, rooms=rows)
 
 
 def row(exhibit: Exhibit) -> Row:

@@ -1,4 +1,4 @@
-"""Render a report as one self-contained HTML page that loads nothing from anywhere."""
+"""Render each page of ours as one self-contained HTML file that loads nothing from anywhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import gzip
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -13,26 +14,48 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from gradscope.present import charts, view
+from gradscope.present.comparison import Comparison
+from gradscope.present.overlays import effects_figure, overlay_figure
+from gradscope.present.treatment import TreatmentPage
 from gradscope.records import Report
 
 
 def render(report: Report) -> str:
     """Return the page of a report; the same report gives the same bytes."""
     page = view.page(report)
-    figures = charts.figures(page)
-    script = _source("report.js")
+    colours = {"zero": charts.ZERO_COLOUR, "nonfinite": charts.NONFINITE_COLOUR}
+    return fill("report.html", charts.figures(page), page=page, colours=colours)
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """Return the page that puts runs side by side."""
+    figures = {f"overlay-{item.key}": charts.as_json(overlay_figure(item)) for item in comparison.overlays}
+    return fill("comparison.html", figures, page=comparison)
+
+
+def render_treatment(page: TreatmentPage) -> str:
+    """Return the page of a treatment: the ranking, the winner before and after, and the losses."""
+    drawn = (page.losses, *(page.comparison.overlays if page.comparison else ()))
+    figures = {f"overlay-{item.key}": charts.as_json(overlay_figure(item)) for item in drawn}
+    if any(row.gained is not None for row in page.rows):
+        figures["effects"] = charts.as_json(effects_figure(page.rows))
+    return fill("treatment.html", figures, page=page, drawn=drawn)
+
+
+def fill(template: str, figures: Mapping[str, str] | None, **content: Any) -> str:
+    """Return a page with style, script and figures (JSON by name) inlined; figures None: no script at all."""
+    script = _source("report.js") if figures is not None else ""
     return str(
         _environment()
-        .get_template("report.html")
+        .get_template(template)
         .render(
-            page=page,
-            figures=set(figures),
+            figures=set(figures or ()),
             style=_source("report.css"),
             script=script,
-            policy=_policy(script, _plotly()),
-            payload=_packed(_payload(figures)),
-            plotly=_packed_plotly(),
-            colours={"zero": charts.ZERO_COLOUR, "nonfinite": charts.NONFINITE_COLOUR},
+            policy=_policy(script, _plotly()) if script else _policy(),
+            payload=_packed(_payload(figures)) if figures else "",
+            plotly=_packed_plotly() if figures else "",
+            **content,
         )
     )
 
@@ -58,7 +81,7 @@ def _source(name: str) -> Markup:
     return Markup(loader.get_source(_environment(), name)[0])
 
 
-def _payload(figures: dict[str, str]) -> str:
+def _payload(figures: Mapping[str, str]) -> str:
     settings = json.dumps({"config": charts.CONFIG, "themes": charts.THEMES}, sort_keys=True)
     drawn = ",".join(f"{json.dumps(name)}:{figure}" for name, figure in figures.items())
     return f'{{"figures":{{{drawn}}},{settings[1:]}'
@@ -84,7 +107,7 @@ def _packed_plotly() -> str:
 def _policy(*scripts: Any) -> str:
     """Return a content security policy: these scripts and no other, and no request to anywhere."""
     hashes = [base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode() for script in scripts]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes) or "'none'"
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"

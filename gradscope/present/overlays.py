@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -46,7 +47,13 @@ def overlay_figure(overlay: Overlay, height: int = 340) -> go.Figure:
 
 
 def _scale(overlay: Overlay) -> dict[str, Any]:
-    return {"type": "log"} if overlay.logarithmic else {"type": "linear", "rangemode": "tozero"}
+    if not overlay.logarithmic:
+        return {"type": "linear", "rangemode": "tozero"}
+    values = [value for curve in overlay.curves for value in curve.y if value]
+    decades = math.log10(max(values) / min(values)) if values else 0.0
+    return (
+        {"type": "log", "dtick": math.ceil(decades / 6)} if decades > 1.5 else {"type": "log", "dtick": "D2"}
+    )
 
 
 def effects_figure(rows: Sequence[EffectRow]) -> go.Figure:

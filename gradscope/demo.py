@@ -161,7 +161,7 @@ def _remark(outcome: Outcome) -> str:
 def verdict_table(outcomes: Sequence[Outcome]) -> Table:
     """Return the verdicts as a table for the terminal."""
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for heading in ("program", "verdict", "first finding", "since step", "expected", ""):
+    for heading in ("program", "verdict", "first finding", "since", "as expected"):
         table.add_column(heading, no_wrap=heading in ("program", "first finding"))
     table.add_column("accuracy", justify="right")
     for outcome in outcomes:

@@ -74,20 +74,26 @@ def heatmap(
 def images(
     rows: Sequence[Sequence[Any]], titles: Sequence[str], height: int = 360, signed: bool = False
 ) -> go.Figure:
-    """Draw small grey images in a grid, a title to each row; signed images are blue below zero and red above."""
+    """Draw small grey images in a grid, a title to each row; signed ones are blue below zero."""
     from plotly.subplots import make_subplots
 
     columns = max(len(row) for row in rows)
-    chart = make_subplots(rows=len(rows), cols=columns, horizontal_spacing=0.006, vertical_spacing=0.05,
-                          row_titles=list(titles))  # fmt: skip
+    chart = make_subplots(
+        rows=len(rows), cols=columns, horizontal_spacing=0.006, vertical_spacing=0.05, row_titles=list(titles)
+    )
     for row, pictures in enumerate(rows, start=1):
         for column, picture in enumerate(pictures, start=1):
             size = float(abs(picture).max()) or 1.0
             limits = {"zmid": 0, "zmin": -size, "zmax": size} if signed else {}
             chart.add_heatmap(
-                z=picture, row=row, col=column, showscale=False, hoverinfo="skip",
-                colorscale="RdBu_r" if signed else "Greys_r", **limits,
-            )  # fmt: skip
+                z=picture,
+                row=row,
+                col=column,
+                showscale=False,
+                hoverinfo="skip",
+                colorscale="RdBu_r" if signed else "Greys_r",
+                **limits,
+            )
     chart.update_xaxes(visible=False, constrain="domain")
     chart.update_yaxes(visible=False, autorange="reversed", scaleanchor=None)
     return chart.update_layout(height=height, margin={"l": 8, "r": 36, "t": 12, "b": 12})

@@ -1,4 +1,4 @@
-"""k composed tents need 2k ReLU units in a deep network and at least 2^k - 1 in one layer (Telgarsky 2016)."""
+"""k composed tents need 2k ReLU units in a deep network or 2^k - 1 in one layer (Telgarsky 2016)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def multilayer(widths: list[int], seed: int) -> nn.Sequential:
 
 
 def near_construction(noise: float, seed: int) -> nn.Sequential:
-    """Return the constructed deep sawtooth with each weight moved by about `noise` of the layer's mean size."""
+    """Return the constructed sawtooth with each weight moved by about `noise` of the layer's mean size."""
     torch.manual_seed(seed)
     network = deep_sawtooth(FOLDS)
     for parameter in network.parameters():
@@ -82,21 +82,24 @@ def experiment(quick: bool) -> Result:
     claims = [*constructed_claims(folds), *trained_claims(trained, started_near, quick)]
     return Result(
         title="Depth against width: the sawtooth",
-        lead="Fold the interval k times and a straight line becomes a sawtooth with 2ᵏ pieces. A deep ReLU network "
-        "needs two units for each fold. A network with one hidden layer needs a unit for each kink, 2ᵏ − 1 of them.",
+        lead="Fold the interval k times and a straight line becomes a sawtooth with 2ᵏ pieces. A deep "
+        "ReLU network needs two units for each fold. A network with one hidden layer needs a unit for "
+        "each kink, 2ᵏ − 1 of them.",
         claims=claims,
         figures=[units_figure(), *trained_figures(trained, started_near)],
         tables=[trained_table(trained, started_near)],
         notes=[
-            "That the small deep network exists does not mean that training finds it. From a random start neither "
-            "network as small as the construction learns the sawtooth; started close to the constructed weights, "
-            "gradient descent does return to it. Depth makes the function cheap to write down, not easy to find.",
-            "With many more parameters than the construction needs, both learn these eight pieces, and the flat network "
-            "is the easier one to train: at equal parameter counts depth is no advantage here. Depth shows in what a "
-            "network of a given size can express, not in this fit. Pieces of trained networks are counted just as "
-            "exactly, those whose slopes differ by less than a thousandth of the steepest taken as one.",
-            "By its kinks the flat network needs at least 2ᵏ − 1 units; the one that is built here has 2ᵏ, since "
-            "the slope at x = 0 takes one more.",
+            "That the small deep network exists does not mean that training finds it. From a random "
+            "start neither network as small as the construction learns the sawtooth; started close to "
+            "the constructed weights, gradient descent does return to it. Depth makes the function "
+            "cheap to write down, not easy to find.",
+            "With many more parameters than the construction needs, both learn these eight pieces, and "
+            "the flat network is the easier one to train: at equal parameter counts depth is no "
+            "advantage here. Depth shows in what a network of a given size can express, not in this "
+            "fit. Pieces of trained networks are counted just as exactly, those whose slopes differ by "
+            "less than a thousandth of the steepest taken as one.",
+            "By its kinks the flat network needs at least 2ᵏ − 1 units; the one that is built here has "
+            "2ᵏ, since the slope at x = 0 takes one more.",
         ],
         code=[deep_sawtooth, flat_sawtooth, count_pieces],
         sources=["Telgarsky 2016, Benefits of depth in neural networks, arXiv 1602.04485"],
@@ -113,14 +116,19 @@ def constructed_claims(folds: range) -> list[Claim]:
     ]
     last, pieces = folds[-1], 2 ** folds[-1]
     return [
-        exactly(f"Pieces of the deep network, k = 1 … {last}: 2ᵏ for every k", all(
-            count_pieces(network) == 2**k for k, network in zip(folds, deep, strict=True)), True),
+        exactly(
+            f"Pieces of the deep network, k = 1 … {last}: 2ᵏ for every k",
+            all(count_pieces(network) == 2**k for k, network in zip(folds, deep, strict=True)),
+            True,
+        ),
         exactly(f"… and for k = {last} that is, counted exactly", count_pieces(deep[-1]), pieces),
         exactly(f"Hidden units of the deep network at k = {last}: 2k", units(deep[-1]), 2 * last),
         exactly(f"Pieces of the flat network at k = {last}", count_pieces(flat[-1]), pieces),
-        at_least(f"Hidden units of the flat network at k = {last}: at least 2ᵏ − 1", units(flat[-1]), pieces - 1),
+        at_least(
+            f"Hidden units of the flat network at k = {last}: at least 2ᵏ − 1", units(flat[-1]), pieces - 1
+        ),
         exactly("Largest error of all these networks on 16,385 points", max(errors), 0.0),
-    ]  # fmt: skip
+    ]
 
 
 def units(network: nn.Sequential) -> int:
@@ -134,14 +142,26 @@ def trained_claims(
     pairs = list(trained.values())
     smallest, largest = pairs[0], pairs[-1]
     claims = [
-        at_least("Trained from random weights at the construction's size, even the best deep network misses "
-                 "this share of the variance", min(run.error for run in smallest[0]), 0.5),
-        at_most("Started 1 % away from the construction, training returns: worst share missed",
-                max(run.error for run in started_near), 0.02 if quick else 0.001),
-    ]  # fmt: skip
+        at_least(
+            "Trained from random weights at the construction's size, even the best deep network misses "
+            "this share of the variance",
+            min(run.error for run in smallest[0]),
+            0.5,
+        ),
+        at_most(
+            "Started 1 % away from the construction, training returns: worst share missed",
+            max(run.error for run in started_near),
+            0.02 if quick else 0.001,
+        ),
+    ]
     if not quick:
-        claims.append(at_most("With seventy times the parameters both learn it: worst median share missed",
-                              max(median(run.error for run in runs) for runs in largest), 0.05))  # fmt: skip
+        claims.append(
+            at_most(
+                "With seventy times the parameters both learn it: worst median share missed",
+                max(median(run.error for run in runs) for runs in largest),
+                0.05,
+            )
+        )
     return claims
 
 
@@ -166,7 +186,9 @@ def units_figure() -> Figure:
         "one layer, at least 2ᵏ − 1": (folds, [2.0**k - 1 for k in folds]),
     }
     chart = line_chart(series, "folds k", "hidden units", log_y=True)
-    return Figure("Units for 2ᵏ pieces", "Two more units double the pieces of the deep network.", chart, wide=False)
+    return Figure(
+        "Units for 2ᵏ pieces", "Two more units double the pieces of the deep network.", chart, wide=False
+    )
 
 
 def trained_figures(trained: dict[str, list[list[Trained]]], started_near: list[Trained]) -> list[Figure]:

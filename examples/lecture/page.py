@@ -1,4 +1,4 @@
-"""Shared by the lecture's experiments: claims with what was expected and measured, a table, one offline page."""
+"""Shared by the lecture's experiments: claims (expected and measured), tables, one offline page."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def show(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return " / ".join(show(item) for item in value)
     if isinstance(value, float) and value == value and abs(value) not in (0.0, float("inf")):
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.2e}"
+        return (
+            f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.2e}"
+        )
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
@@ -105,7 +107,9 @@ def main(experiment: Callable[[bool], Result]) -> None:
     parser.add_argument("--quick", action="store_true", help="a smaller version with claims of its own")
     parser.add_argument("--output", type=Path, default=REPORTS / f"{script.stem}.html", help="page to write")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # small matrices: a second thread costs more than it brings, and may round otherwise
+    torch.set_num_threads(
+        1
+    )  # small matrices: a second thread costs more than it brings, and may round otherwise
     torch.manual_seed(0)
     started = time.perf_counter()
     result = experiment(arguments.quick)
@@ -122,7 +126,12 @@ def print_result(result: Result, console: Console) -> None:
     for table in result.tables:
         console.print(_rich(table.title, table.columns, [[show(cell) for cell in row] for row in table.rows]))
     rows = [
-        [claim.statement, claim.expected, claim.measured, "[green]yes[/]" if claim.holds else "[bold red]no[/]"]
+        [
+            claim.statement,
+            claim.expected,
+            claim.measured,
+            "[green]yes[/]" if claim.holds else "[bold red]no[/]",
+        ]
         for claim in result.claims
     ]
     console.print(_rich(result.title, ["claim", "expected", "measured", "holds"], rows))

@@ -1,4 +1,4 @@
-"""king - male + female = queen: words become vectors whose differences mean something (Mikolov et al. 2013)."""
+"""king - male + female = queen: words become vectors, properties directions (Mikolov et al. 2013)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ COUNTRIES = {
     "egypt": ("cairo", "cotton", "arabic"),
     "norway": ("oslo", "salmon", "norwegian"),
 }
-PLACE_WORDS = (("border", "nation", "president", "army"), ("city", "mayor", "metro", "streets"))  # country, capital
+PLACE_WORDS = (
+    ("border", "nation", "president", "army"),
+    ("city", "mayor", "metro", "streets"),
+)  # country, capital
 FILLERS = ("the", "a", "and", "often", "today", "with", "of", "near", "old", "new")
 
 
@@ -109,7 +112,7 @@ def accuracy(vectors: Tensor, questions: Tensor, exclude: bool) -> float:
 
 
 def without_offset(vectors: Tensor, questions: Tensor) -> float:
-    """Return the accuracy of just naming c's nearest neighbour, which the excluded words can make look clever."""
+    """Return the accuracy of naming c's nearest neighbour, a and b ignored: what exclusion alone achieves."""
     unit = normalize(vectors)
     closeness = unit[questions[:, 2]] @ unit.T
     closeness.scatter_(1, questions[:, :3], -torch.inf)
@@ -122,50 +125,73 @@ def experiment(quick: bool) -> Result:
     scores = {}
     for size, (vocabulary, vectors) in corpora.items():
         questions = numbered_questions(vocabulary)
-        scores[size] = [accuracy(vectors, questions, exclude=True), accuracy(vectors, questions, exclude=False),
-                        without_offset(vectors, questions)]  # fmt: skip
+        scores[size] = [
+            accuracy(vectors, questions, exclude=True),
+            accuracy(vectors, questions, exclude=False),
+            without_offset(vectors, questions),
+        ]
     vocabulary, vectors = corpora[sizes[-1]]
     questions = numbered_questions(vocabulary)
     chance = accuracy(torch.randn(vectors.shape, generator=torch.Generator().manual_seed(1)), questions, True)
     return Result(
         title="Word embeddings: king − male + female ≈ queen",
-        lead="A network that learns to tell a word's neighbours from random words gives each word a vector. Properties "
-        "of words become directions: the step from male to female is nearly the same everywhere.",
+        lead="A network that learns to tell a word's neighbours from random words gives each word a "
+        "vector. Properties of words become directions: the step from male to female is nearly the same "
+        "everywhere.",
         claims=claims(vocabulary, vectors, scores, chance),
         figures=[map_figure(vocabulary, vectors), size_figure(scores)],
         tables=[queen_table(vocabulary, vectors), score_table(scores)],
         notes=[
-            "The corpus is made by this script from a small grammar: each sentence holds one word with two "
-            "properties (station and gender, or country and capital), two words that tell of each property, and "
-            "fillers. Nothing else ties king to queen. So it shows the mechanism and proves nothing of real language, "
-            "where the same offsets are far less clean.",
-            "Most published accuracies leave a, b and c out as answers without saying so (Linzen 2016). Both are "
-            "given here. The third line of the chart names the nearest neighbour of c and ignores a and b: what "
-            "the exclusion alone achieves.",
+            "The corpus is made by this script from a small grammar: each sentence holds one word with "
+            "two properties (station and gender, or country and capital), two words that tell of each "
+            "property, and fillers. Nothing else ties king to queen. So it shows the mechanism and "
+            "proves nothing of real language, where the same offsets are far less clean.",
+            "Most published accuracies leave a, b and c out as answers without saying so (Linzen 2016). "
+            "Both are given here. The third line of the chart names the nearest neighbour of c and "
+            "ignores a and b: what the exclusion alone achieves.",
         ],
         code=[SkipGram, train_skip_gram, solve_analogies, sentence],
-        sources=["Mikolov et al. 2013, arXiv 1310.4546", "Levy and Goldberg 2014", "Linzen 2016, arXiv 1606.07736"],
-    )  # fmt: skip
+        sources=[
+            "Mikolov et al. 2013, arXiv 1310.4546",
+            "Levy and Goldberg 2014",
+            "Linzen 2016, arXiv 1606.07736",
+        ],
+    )
 
 
-def claims(vocabulary: list[str], vectors: Tensor, scores: dict[int, list[float]], chance: float) -> list[Claim]:
+def claims(
+    vocabulary: list[str], vectors: Tensor, scores: dict[int, list[float]], chance: float
+) -> list[Claim]:
     smallest, largest = min(scores), max(scores)
     excluded, included, neighbour = scores[largest]
     return [
-        Claim("king − male + female, the query words left out", "queen",
-              nearest(vocabulary, vectors, exclude=True)[0][0], nearest(vocabulary, vectors, True)[0][0] == "queen"),
-        Claim("king − male + female, any word allowed", "queen",
-              nearest(vocabulary, vectors, exclude=False)[0][0], nearest(vocabulary, vectors, False)[0][0] == "queen"),
+        Claim(
+            "king − male + female, the query words left out",
+            "queen",
+            nearest(vocabulary, vectors, exclude=True)[0][0],
+            nearest(vocabulary, vectors, True)[0][0] == "queen",
+        ),
+        Claim(
+            "king − male + female, any word allowed",
+            "queen",
+            nearest(vocabulary, vectors, exclude=False)[0][0],
+            nearest(vocabulary, vectors, False)[0][0] == "queen",
+        ),
         at_least("Share of 204 analogies solved, query words left out", excluded, 0.9),
         at_least("Share of 204 analogies solved, any word allowed", included, 0.8),
         at_least("… and that is more than the nearest neighbour of c alone, by", excluded - neighbour, 0.3),
         at_most("Random vectors solve", chance, 0.1),
-        at_least(f"{largest:,} sentences instead of {smallest} raise the share, any word allowed, by",
-                 included - scores[smallest][1], 0.3),
-    ]  # fmt: skip
+        at_least(
+            f"{largest:,} sentences instead of {smallest} raise the share, any word allowed, by",
+            included - scores[smallest][1],
+            0.3,
+        ),
+    ]
 
 
-def nearest(vocabulary: list[str], vectors: Tensor, exclude: bool, number: int = 5) -> list[tuple[str, float]]:
+def nearest(
+    vocabulary: list[str], vectors: Tensor, exclude: bool, number: int = 5
+) -> list[tuple[str, float]]:
     """Return the words nearest to king - male + female, with their cosines."""
     unit = normalize(vectors)
     male, female, king = (vocabulary.index(word) for word in ("male", "female", "king"))
@@ -190,15 +216,20 @@ def score_table(scores: dict[int, list[float]]) -> Table:
 
 def size_figure(scores: dict[int, list[float]]) -> Figure:
     names = ("query words left out", "any word allowed", "nearest neighbour of c alone")
-    series = {name: (list(scores), [shares[place] for shares in scores.values()]) for place, name in enumerate(names)}
-    chart = line_chart(series, "sentences in the corpus", "share of analogies solved", log_x=True, ticks=list(scores))
+    series = {
+        name: (list(scores), [shares[place] for shares in scores.values()])
+        for place, name in enumerate(names)
+    }
+    chart = line_chart(
+        series, "sentences in the corpus", "share of analogies solved", log_x=True, ticks=list(scores)
+    )
     chart.update_yaxes(range=[-0.03, 1.05])
     return Figure("Analogies against the size of the corpus", "Same training steps for every corpus.", chart)
 
 
 def map_figure(vocabulary: list[str], vectors: Tensor) -> Figure:
     """Draw the words on the plane of the two directions in which they differ most."""
-    pairs = [pair for pair in PERSONS.values()] + [(country, words[0]) for country, words in COUNTRIES.items()]
+    pairs = [*PERSONS.values(), *((country, words[0]) for country, words in COUNTRIES.items())]
     numbers = torch.tensor([[vocabulary.index(word) for word in pair] for pair in pairs])
     chart = go.Figure()
     panels = (("gender", numbers[: len(PERSONS)], "x", "y"), ("capital", numbers[len(PERSONS) :], "x2", "y2"))
@@ -208,17 +239,31 @@ def map_figure(vocabulary: list[str], vectors: Tensor) -> Figure:
         places = ((flat - flat.mean(dim=0)) @ across.T).view(len(rows), 2, 2)
         for row, place in zip(rows, places, strict=True):
             chart.add_scatter(
-                x=place[:, 0].tolist(), y=place[:, 1].tolist(), mode="lines+markers+text", xaxis=x_axis, yaxis=y_axis,
-                text=[vocabulary[word] for word in row], textposition="top center", showlegend=False, name=name,
-                marker={"size": 8}, line={"width": 1.5, "dash": "dot"}, hoverinfo="text",
-            )  # fmt: skip
+                x=place[:, 0].tolist(),
+                y=place[:, 1].tolist(),
+                mode="lines+markers+text",
+                xaxis=x_axis,
+                yaxis=y_axis,
+                text=[vocabulary[word] for word in row],
+                textposition="top center",
+                showlegend=False,
+                name=name,
+                marker={"size": 8},
+                line={"width": 1.5, "dash": "dot"},
+                hoverinfo="text",
+            )
     hidden = {"showticklabels": False, "zeroline": False}
     chart.update_layout(
-        height=460, xaxis={"domain": [0, 0.47], **hidden}, yaxis=hidden,
-        xaxis2={"domain": [0.53, 1], **hidden}, yaxis2={"anchor": "x2", **hidden},
-    )  # fmt: skip
-    caption = "Each group on the plane of its two largest principal components. A dotted line joins male and female "
-    return Figure("A map of the words", caption + "(left), country and capital (right): the lines run alike.", chart)
+        height=460,
+        xaxis={"domain": [0, 0.47], **hidden},
+        yaxis=hidden,
+        xaxis2={"domain": [0.53, 1], **hidden},
+        yaxis2={"anchor": "x2", **hidden},
+    )
+    caption = "Each group on the plane of its two principal components. A dotted line joins male and female "
+    return Figure(
+        "A map of the words", caption + "(left), country and capital (right): the lines run alike.", chart
+    )
 
 
 if __name__ == "__main__":

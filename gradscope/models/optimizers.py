@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 
 class MovingAverageSGD(Optimizer):
-    """Gradient descent along an exponential moving average of the gradients: v = b v + (1 - b) g, w = w - lr v.
+    """Descend along the gradients' moving average: v = b v + (1 - b) g, w = w - lr v.
 
     Equal to torch.optim.SGD(lr=lr * (1 - momentum), momentum=momentum), whose buffer is v / (1 - b). (Torch's
     dampening=momentum is not the same: it does not damp the first gradient.)
@@ -23,7 +23,7 @@ class MovingAverageSGD(Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient; return the closure's loss, if one is given."""
         loss = _evaluate(closure)
         for group, weight, gradient, state in _gradients(self):
@@ -35,10 +35,11 @@ class MovingAverageSGD(Optimizer):
 
 
 class WrittenAdam(Optimizer):
-    """Adam (Kingma and Ba 2015): moving averages of the gradient and of its square, both corrected for their start.
+    """Adam (Kingma and Ba 2015): averages of the gradient and of its square, corrected for their start.
 
-    m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g²,  w = w - lr m_hat / (sqrt(v_hat) + eps). Weight decay either
-    adds decay * w to the gradient (L2), or, decoupled, shrinks w by lr * decay (AdamW, Loshchilov and Hutter 2019).
+    m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g²,  w = w - lr m_hat / (sqrt(v_hat) + eps). Weight
+    decay either adds decay * w to the gradient (L2), or, decoupled, shrinks w by lr * decay (AdamW,
+    Loshchilov and Hutter 2019).
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class WrittenAdam(Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient; return the closure's loss, if one is given."""
         loss = _evaluate(closure)
         for group, weight, gradient, state in _gradients(self):

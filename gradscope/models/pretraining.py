@@ -19,9 +19,9 @@ def pretrain_layers(
 ) -> list[float]:
     """Train each layer in turn to keep what its input says; return each layer's reconstruction error.
 
-    Layer k sees the outputs of the layers under it, already trained. It is trained together with a linear decoder
-    that is thrown away afterwards. data: (samples, fan-in of the first layer); noise: share of inputs set to zero
-    (a denoising autoencoder, Vincent 2008). The error is the share of the input's variance that is lost: 0 is
+    Layer k sees the outputs of the layers under it, already trained. It is trained with a linear decoder that
+    is thrown away afterwards. data: (samples, fan-in of the first layer); noise: share of inputs set to 0 (a
+    denoising autoencoder, Vincent 2008). The error is the share of the input's variance that is lost: 0 is
     perfect, 1 is no better than the mean.
     """
     errors = []

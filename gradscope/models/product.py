@@ -38,8 +38,8 @@ class ProductGate(nn.Module):
 class ProductTree(nn.Module):
     """Multiply n = 2^levels numbers pair by pair: n - 1 gates, 4(n - 1) neurons, log2(n) hidden layers.
 
-    Inputs are at most `scale` in size. A product of two is at most scale², so a level multiplies its results by
-    1/scale (a factor that belongs in the next level's weights) and every gate works at the same scale.
+    Inputs are at most `scale` in size. A product of two is at most scale², so a level multiplies its
+    results by 1/scale (a factor that belongs in the next level's weights): all gates work at one scale.
     """
 
     def __init__(self, inputs: int, scale: float = 0.1) -> None:
@@ -55,13 +55,14 @@ class ProductTree(nn.Module):
     @property
     def neurons(self) -> int:
         """Return the number of hidden units."""
-        return sum(4 * len(level) for level in self.gates)  # type: ignore[arg-type]
+        return 4 * (self.inputs - 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the product over the last axis, (batch, inputs) to (batch)."""
         for level in self.gates:
             pairs = x.unflatten(-1, (-1, 2))
-            gated = [gate(pairs[:, place]) for place, gate in enumerate(level)]  # type: ignore[arg-type]
+            assert isinstance(level, nn.ModuleList)
+            gated = [gate(pairs[:, place]) for place, gate in enumerate(level)]
             x = torch.stack(gated, dim=-1) / self.scale
         return x[:, 0] * self.scale ** (self.inputs - 1)
 
@@ -69,8 +70,8 @@ class ProductTree(nn.Module):
 class FlatProduct(nn.Module):
     """Multiply n numbers with one hidden layer of 2^n softplus neurons, one for each choice of signs.
 
-    The sum over signs s of s_1 ... s_n softplus(s·x) cancels every term of the Taylor series up to x_1 ... x_n,
-    which is left with the factor 2^n times the n-th derivative of softplus at 0 (n even).
+    The sum over signs s of s_1 ... s_n softplus(s·x) cancels every term of the Taylor series up to
+    x_1 ... x_n, which is left with the factor 2^n times the n-th derivative of softplus at 0 (n even).
     """
 
     def __init__(self, inputs: int) -> None:
@@ -100,4 +101,4 @@ def _bernoulli(order: int) -> float:
     numbers = [1.0]
     for n in range(1, order + 1):
         numbers.append(-sum(math.comb(n + 1, k) * numbers[k] for k in range(n)) / (n + 1))
-    return numbers[order]
+    return float(numbers[order])

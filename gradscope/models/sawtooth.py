@@ -1,4 +1,4 @@
-"""The sawtooth of Telgarsky (2016) from constructed weights, deep and flat, and the exact count of its pieces."""
+"""The sawtooth of Telgarsky (2016) from constructed weights, and the exact count of its pieces."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ def flat_sawtooth(folds: int) -> nn.Sequential:
 
 
 def sawtooth(x: Tensor, folds: int) -> Tensor:
-    """Return the folds-fold tent of x in [0, 1] by its formula: the distance to the nearest even grid point."""
+    """Return the folds-fold tent of x in [0, 1]: twice the distance, in periods, to the nearest full period."""
     scaled = x * 2 ** (folds - 1)
-    return 2 * (scaled - scaled.round()).abs()
+    teeth: Tensor = 2 * (scaled - scaled.round()).abs()
+    return teeth
 
 
 def count_pieces(network: nn.Sequential, low: float = 0.0, high: float = 1.0, tolerance: float = 0.0) -> int:

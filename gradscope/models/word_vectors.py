@@ -78,8 +78,8 @@ def train_skip_gram(
 def solve_analogies(vectors: Tensor, questions: Tensor, exclude: bool) -> Tensor:
     """Answer "a is to b as c is to ?" by 3CosAdd: the word nearest to b - a + c, all vectors of length 1.
 
-    questions: (number, 3), the words a, b, c; exclude: leave a, b and c out as answers, as most published figures
-    do without saying so (Linzen 2016). Returns the (number) answers.
+    questions: (number, 3), the words a, b, c; exclude: leave a, b and c out as answers, as most published
+    figures do without saying so (Linzen 2016). Returns the (number) answers.
     """
     unit = normalize(vectors)
     a, b, c = (unit[column] for column in questions.T)

@@ -1,0 +1,66 @@
+"""Every lecture experiment runs with --quick, and its claims hold; each is listed and documented."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gradscope.models.lecture import EXPERIMENTS, Experiment
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ROOT / "examples" / "lecture"
+NOT_EXPERIMENTS = {"page", "charts"}
+NAMES = [experiment.name for experiment in EXPERIMENTS]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=NAMES)
+def test_quick_run_holds_its_claims_and_writes_an_offline_page(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    command = [sys.executable, str(ROOT / experiment.script), "--quick", "--output", str(page)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    text = page.read_text(encoding="utf-8")
+    held, claims = map(int, re.search(r"(\d+) of (\d+) claims hold", text).groups())
+    assert held == claims >= 2
+    assert len(text) < 3_000_000
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|@import|url\(""", text)
+    assert len(re.findall(r'id="plotly"', text)) == 1
+    assert str(page) in run.stdout
+
+
+def test_every_script_is_listed_with_one_line() -> None:
+    scripts = {path.stem for path in SCRIPTS.glob("*.py")} - NOT_EXPERIMENTS
+    assert scripts == {name.replace("-", "_") for name in NAMES}
+    assert all((ROOT / experiment.script).is_file() for experiment in EXPERIMENTS)
+    assert all("\n" not in experiment.shows and len(experiment.shows) < 90 for experiment in EXPERIMENTS)
+
+
+def test_the_lecture_page_names_every_script() -> None:
+    documentation = (ROOT / "docs" / "lecture.md").read_text(encoding="utf-8")
+    assert all(experiment.script in documentation for experiment in EXPERIMENTS)
+
+
+def test_a_claim_that_fails_shows_in_the_exit_status(tmp_path: Path) -> None:
+    script = tmp_path / "failing.py"
+    script.write_text(
+        "from page import Result, at_most, main\n"
+        "def experiment(quick):\n"
+        "    claims = [at_most('2 is at most 1', 2.0, 1.0), at_most('NaN is at most 1', float('nan'), 1)]\n"
+        "    return Result('Failing', 'Two is less than one.', claims)\n"
+        "main(experiment)\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, str(script), "--output", str(tmp_path / "page.html")]
+    run = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    )
+    assert run.returncode == 1, run.stderr
+    assert "0 of 2 claims hold" in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ import pytest
 from gradscope import __version__, cli
 from gradscope.records import RULE_NAMES, Run
 from gradscope.store import RunWriter
-from tests.runs import mlp_run
+from tests.runs import empty_run, mlp_run
 from tests.store.recording import record, write
 
 ROOT = Path(__file__).parent.parent
@@ -157,14 +157,50 @@ def test_exit_status_goes_by_the_least_severity(
     assert gradscope("check", healthy, "--fail-on", fail_on) == status
 
 
-def test_too_little_to_judge_is_no_success_of_check_but_can_be_reported(
+def test_too_little_to_judge_is_said_but_is_no_finding(
     gradscope: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = save(mlp_run(depth=3, steps=2), tmp_path / "short")
-    assert gradscope("check", path) == 2
-    assert gradscope("check", path, "--format", "json") == 2
+    assert gradscope("check", path) == 0
+    assert gradscope("check", path, "--format", "json") == 0
     assert "inconclusive" in capsys.readouterr().out
     assert gradscope("report", path) == 0
+
+
+def test_a_run_without_a_step_cannot_be_checked_but_can_be_reported(
+    gradscope: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save(empty_run(), tmp_path / "empty")
+    assert gradscope("check", path) == 2
+    assert "no recorded step" in capsys.readouterr().err
+    assert gradscope("report", path) == 0
+
+
+def test_compare_puts_runs_side_by_side(
+    gradscope: Command, ailing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = save(mlp_run(depth=3, steps=30), tmp_path / "other")
+    page = tmp_path / "pages" / "both.html"
+    assert gradscope("compare", ailing, other, "-o", page) == 0
+    assert "missing-gradient" in capsys.readouterr().out
+    assert "<title>ailing against other</title>" in page.read_text(encoding="utf-8")
+    assert gradscope("compare", ailing) == 2
+    assert gradscope("compare", ailing, tmp_path / "nothing") == 2
+
+
+def test_treat_says_what_it_needs(gradscope: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        ((), "either MODULE:FUNCTION or --demo"),
+        (("nonsense",), "is not MODULE:FUNCTION"),
+        (("no_such_module:f",), "can't be imported"),
+        (("math:no_such",), "has no function"),
+        (("math:cos",), "math:cos failed"),
+        (("--demo", "no-such"), "there is no demo"),
+    ):
+        assert gradscope("treat", *arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
 
 
 def test_report_writes_the_page_beside_the_run(

@@ -44,7 +44,10 @@ def patient_of_module(target: str) -> tuple[str, Build, Any]:
     function = getattr(module, function_name, None)
     if not callable(function):
         raise GradscopeError(f"{module_name} has no function {function_name}")
-    given = function()
+    try:
+        given = function()
+    except Exception as error:
+        raise GradscopeError(f"{target} failed: {type(error).__name__}: {error}") from error
     if not isinstance(given, tuple) or len(given) != 2 or not callable(given[0]):
         raise GradscopeError(f"{target} must return (build, data), with a build function; see --help")
     return function_name, *given

@@ -75,7 +75,7 @@ def _train_plain(
     optimizer = changed_optimizer(patient.optimizer(model), change, model)
     course = Course(run)
     model.train()
-    with watch(model, optimizer, run_dir=run) as scope:
+    with watch(model, optimizer, run_dir=run, verbose=False) as scope:
         for batch in batches:
             inputs, targets = _pair(batch)
             optimizer.zero_grad()

@@ -13,7 +13,7 @@ from gradscope.records import Finding, Run
 
 GRADSCOPE = "gradscope"
 TOOLS = (GRADSCOPE, *BASELINES)
-PREFIXES = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # steps after which a run is judged again
+PREFIXES = (2, 8, 32, 128, 512)  # steps after which a run is judged again
 
 
 @dataclass(frozen=True)

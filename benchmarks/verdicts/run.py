@@ -22,8 +22,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.verdicts import programs, recording, scoring
-from benchmarks.verdicts.judging import GRADSCOPE, TOOLS, judge
-from benchmarks.verdicts.program import Program, improvement, label
+from benchmarks.verdicts.judging import GRADSCOPE, TOOLS, Judgement, judge
+from benchmarks.verdicts.program import Label, Program, improvement, label
 from benchmarks.verdicts.recording import Recorded
 from benchmarks.verdicts.scoring import Judged
 from gradscope import read_run
@@ -78,9 +78,9 @@ def judge_all(names: Sequence[str], seeds: int, jobs: int) -> list[Judged]:
     found = [recording.find(name, seed) for name in names for seed in range(seeds)]
     known = [recorded for recorded in found if recorded.outcome and _reference(recorded) is not None]
     if jobs == 1:
-        return [_judged(recorded) for recorded in known]
+        return [_judged(recorded, _judge(recorded)) for recorded in known]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(_judged, known, chunksize=4))
+        return [_judged(*pair) for pair in zip(known, pool.map(_judge, known, chunksize=4), strict=True)]
 
 
 def _record(names: Sequence[str], seeds: int, jobs: int) -> None:
@@ -101,16 +101,28 @@ def _reference(recorded: Recorded) -> float | None:
     return twin.score if twin else None
 
 
-def _judged(recorded: Recorded) -> Judged:
-    program, outcome, reference = programs.PROGRAMS[recorded.name], recorded.outcome, _reference(recorded)
+def _labelled(recorded: Recorded) -> tuple[float, Label]:
+    """Return the share of the twin's improvement that a run reached, and its label."""
+    outcome, reference = recorded.outcome, _reference(recorded)
     assert outcome is not None
     assert reference is not None
     share = improvement(outcome, reference)
-    outcome_label = label(share, program.is_control)
+    return share, label(share, programs.PROGRAMS[recorded.name].is_control)
+
+
+def _judge(recorded: Recorded) -> dict[str, Judgement]:
+    """Ask every tool; borderline runs aren't counted, so they aren't judged."""
+    kind = _labelled(recorded)[1]
+    if kind == "borderline":
+        return {}
     run = read_run(find_run(recorded.path / "run"))
-    when = outcome_label == "ailing"
-    said = {tool: judge(tool, run, outcome.trace, when) for tool in TOOLS}
-    return Judged(program, programs.FAMILY[recorded.name], recorded.seed, share, outcome_label, said)
+    trace = recorded.outcome.trace if recorded.outcome else ()
+    return {tool: judge(tool, run, trace, when=kind == "ailing") for tool in TOOLS}
+
+
+def _judged(recorded: Recorded, said: dict[str, Judgement]) -> Judged:
+    program = programs.PROGRAMS[recorded.name]
+    return Judged(program, programs.FAMILY[recorded.name], recorded.seed, *_labelled(recorded), said)
 
 
 def _section(split: str, runs: Sequence[Judged]) -> str:

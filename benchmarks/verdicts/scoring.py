@@ -83,7 +83,7 @@ def misses(runs: Iterable[Judged], tool: str) -> list[str]:
     """Return one line for each run that a tool judged wrongly in any column."""
     lines = []
     for run in runs:
-        said = run.judgements[tool]
+        said = run.judgements.get(tool, Judgement())
         rules = ", ".join(symptom.rule for symptom in said.symptoms) or said.error or "healthy"
         if run.label == "healthy" and said.ailing:
             lines.append(f"{run.name}: false alarm: {rules}")
@@ -137,6 +137,6 @@ def _wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def _steps(tool: str, runs: Sequence[Judged]) -> str:
-    steps = [run.judgements[tool].step for run in runs if run.label == "ailing"]
+    steps = [run.judgements[tool].step for run in runs if _ailing(run)]
     known = [step for step in steps if step is not None]
     return f"{median(known):.0f}" if known else "–"

@@ -63,7 +63,7 @@ def consumers(run: Run, name: str) -> list[LayerInfo]:
 
 
 def producers(run: Run, layer: LayerInfo) -> list[LayerInfo]:
-    """Return the layers whose outputs a layer takes; the one that ran before, where connections aren't known."""
+    """Return the layers whose outputs a layer takes; the one that ran before, if connections aren't known."""
     if connected(run):
         return [item for item in run.layers if item.name in layer.inputs]
     return [item for item in run.layers if item.depth == layer.depth - 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,9 +19,10 @@ _STANDSTILL = ("zero-gradient", "learning-rate-too-low", "epsilon-floor", "rank-
 _START = ("symmetric-weights", "poor-initialization")
 _BLOW_UP = ("non-finite", "loss-divergence")
 
-# What accounts for what. The order is a physician's: code and data, settings of the optimizer, then the mechanisms
-# by which harm is done, then symptoms. A finding is folded under the first of these that can account for it. A
-# mechanism names the initialisation in its cause, so poor-initialization stands alone only where none shows.
+# What accounts for what. The order is a physician's: code and data, settings of the optimizer, then the
+# mechanisms by which harm is done, then symptoms. A finding is folded under the first of these that can
+# account for it. A mechanism names the initialisation in its cause, so poor-initialization stands alone only
+# where none shows.
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "missing-gradient": ("not-optimized", "learning-rate-too-low"),
     "not-optimized": ("learning-rate-too-low",),
@@ -65,7 +67,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "dead-units": (*_SIGNAL, "vanishing-gradient", *_STANDSTILL, *_START),
     "exploding-gradient": ("exploding-signal", "learning-rate-too-high", *_UNITS, *_BLOW_UP, *_START),
     "exploding-signal": (*_GRADIENT, *_UNITS, "learning-rate-too-high", *_BLOW_UP, *_START),
-    "vanishing-gradient": ("vanishing-signal", *_STANDSTILL, *_START),
+    "vanishing-gradient": ("vanishing-signal", "dead-units", *_STANDSTILL, *_START),
     "vanishing-signal": ("dead-units", *_STANDSTILL, *_START),
     "zero-gradient": ("learning-rate-too-low", "epsilon-floor", "dead-units", *_SIGNAL, *_START),
     "symmetric-weights": ("poor-initialization", *_SIGNAL, *_GRADIENT, *_UNITS, *_STANDSTILL),
@@ -151,11 +153,19 @@ def _root(rule: str, causes: dict[str, str]) -> str:
 def _can_cause(cause: Finding, finding: Finding) -> bool:
     """Say whether a cause is more than a note, unless what it is to explain is one, and was there in time."""
     serious = cause.severity != "note" or finding.severity == "note"
+    if cause.rule in _UNITS and finding.rule in _GRADIENT and _as_predicted(finding):
+        return False
     if cause.rule in BY_UPDATES:
         return serious and cause.first_step < finding.first_step
     # What a statistic shows at once, another may show a little later.
     slack = (cause.last_step - cause.first_step) // 10
     return serious and cause.first_step <= finding.first_step + slack
+
+
+def _as_predicted(finding: Finding) -> bool:
+    """Say whether initialisation and activation alone account for a gradient's gain."""
+    measured, predicted = (finding.evidence.get(name, 0.0) for name in ("gain_per_layer", "predicted_gain"))
+    return measured > 0 and predicted > 0 and abs(math.log(measured / predicted)) < Settings().gain_agreement
 
 
 def rank(findings: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -45,7 +45,8 @@ def _finding(
     return Finding(
         rule,
         severity(loss, stretch.ongoing),
-        f"The signal {verb} {gain:.3g} times itself at each layer: at {items[-1].layer.name} it is {ratio:.1e} "
+        f"The signal {verb} {gain:.3g} times itself at each layer: at {items[-1].layer.name} it is "
+        f"{ratio:.1e} "
         f"times what it is at {items[0].layer.name}.",
         architecture.names(where),
         architecture.weights(where),

@@ -25,8 +25,8 @@ class Outcome:
     the first updates may have raised it), at the end, and the lowest of all.
     improvement: share of the initial loss that is gone; noise: scatter of neighbouring steps, in the loss's
     unit; chance: the loss of a constant guess where it is known (log C for C balanced classes), else NaN.
-    progress: "trains", "slow" (some improvement), "stuck" (also broken by NaN), or "unknown": too few steps, or a loss that
-    needn't fall (several optimizers, as in a GAN).
+    progress: "trains", "slow" (some improvement), "stuck" (also broken by NaN), or "unknown": too few steps,
+    or a loss that needn't fall (several optimizers, as in a GAN).
     """
 
     initial: float

@@ -101,6 +101,8 @@ def lasting_trend(run: Run, profile: Profile, limit: float, settings: Settings) 
     stretch = longest_stretch(holds, run, lasting(run, settings))
     if stretch is not None and broken(run) and stretch.first_row == 0:
         stretch = replace(stretch, ongoing=True)  # nothing came after it but NaN
+    if stretch is not None and not np.isfinite(profile.rise[stretch.last_row + 1 :]).any():
+        stretch = replace(stretch, ongoing=True)  # nor but gradients that are exactly zero
     return stretch
 
 

@@ -251,7 +251,7 @@ def layer_norm_gain(activation: str) -> float:
 
 
 def fluctuation(widths: list[int]) -> tuple[float, float]:
-    """Return mean and standard deviation of log(|g_1|² / |g_L|²) over healthy He ReLU networks (Hanin 2018)."""
+    """Return mean and deviation of log(|g_1|² / |g_L|²) over healthy He ReLU networks (Hanin 2018)."""
     beta = sum(1.0 / width for width in widths)
     return -2.5 * beta, math.sqrt(5.0 * beta)
 

@@ -19,7 +19,7 @@ def learning_rate(run: Run) -> float:
 
 
 def update_ratios(run: Run) -> tuple[list[ParameterInfo], NDArray[np.float64]]:
-    """Return the trained weights and their |update| / |weight|, steps down; NaN for zero weights and skips."""
+    """Return the trained weights and their |update| / |weight|, steps down; NaN for zero weights."""
     items = [item for item in run.parameters if item.trained and item.role in ("weight", "embedding")]
     table = run.parameter_table("update_ratio")[[item.name for item in items]].to_numpy()
     return items, np.where(np.isfinite(table), table, np.nan)

@@ -10,6 +10,8 @@ from gradscope.diagnose.architecture import WeightLayer
 from gradscope.records import Run
 from gradscope.settings import Settings
 
+NO_USUAL_VARIANCE = 6.0  # a critical variance above this is in nobody's use: sigmoid's is 103
+
 
 def present(**figures: float) -> dict[str, float]:
     """Return the figures that are known, as plain floats."""
@@ -31,10 +33,14 @@ def explain_gain(run: Run, items: tuple[WeightLayer, ...], gain: float, settings
         return f"No prediction to compare with: {reason}. {explain_initialization(run, items)}"
     if abs(math.log(gain / predicted)) > settings.gain_agreement:
         return (
-            f"Initialisation and activation predict a gain of {predicted:.2f} a layer, {gain:.2f} is measured: "
+            f"Initialisation and activation predict a gain of {predicted:.2f} a layer, {gain:.2f} is "
+            "measured: "
             "something besides them is at work, such as saturated or dead units."
         )
-    return f"{explain_initialization(run, items)} This predicts a gain of {predicted:.2f} a layer; {gain:.2f} is measured."
+    return (
+        f"{explain_initialization(run, items)} This predicts a gain of {predicted:.2f} a layer; "
+        f"{gain:.2f} is measured."
+    )
 
 
 def explain_initialization(run: Run, items: tuple[WeightLayer, ...]) -> str:
@@ -47,6 +53,9 @@ def explain_initialization(run: Run, items: tuple[WeightLayer, ...]) -> str:
         return ""
     critical = profile.initialization_evidence(run, items).get("critical_sigma_w2", math.nan)
     where = f"with {activation}" if activation not in ("", "identity") else "without activation"
+    if critical > NO_USUAL_VARIANCE:
+        return f"The initial weights have fan-in × variance = {sigma:.3g}; at any usual one {activation} fades the "
+            "gradient."
     text = f"The initial weights have fan-in × variance = {sigma:.3g} {where}"
     return (
         f"{text}; {critical:.3g} would keep the gradient's size." if math.isfinite(critical) else f"{text}."

@@ -1,8 +1,8 @@
 """Attention that looks at a single position, whatever the input.
 
 What it finds
-An entropy of the attention weights under 5 % of the largest possible (log of the number of positions), over
-several recorded steps.
+An entropy of the attention weights under 5 % of the largest possible (log of the number of positions),
+over several recorded steps.
 
 Why it hurts
 Softmax is saturated there: queries and keys get next to no gradient, and training turns unstable.
@@ -53,7 +53,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     return Finding(
         NAME,
         severity(loss),
-        f"The attention of {listed(layers)} looks at one position only: its entropy is {entropy:.1%} of the largest.",
+        f"The attention of {listed(layers)} looks at one position only: its entropy is {entropy:.1%} "
+        "of the largest.",
         tuple(layers),
         (),
         start.first_step,

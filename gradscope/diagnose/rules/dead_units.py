@@ -1,18 +1,19 @@
 """Rectified units that are active for no sample, and so neither pass signal nor learn.
 
 What it finds
-A layer in which more than half of the units were never active during the last ten recorded steps, and stayed
-so. A layer that is dead altogether counts at once: it blocks all learning below it.
+A layer in which more than half of the units were never active during the last ten recorded steps, and
+stayed so. A layer that is dead altogether counts at once: it blocks all learning below it.
 
 Why it hurts
 A dead unit's gradient is exactly zero, so it stays dead; the network is narrower than it was built.
 
 What it is not
-Zeros in activations: half of a healthy ReLU's outputs are zero. Some units are dead in every deep rectifier
-network (0.1 to 0.3 at width 32). A network that trains well with dead units gets a note.
+Zeros in activations: half of a healthy ReLU's outputs are zero. Some units are dead in every deep
+rectifier network (0.1 to 0.3 at width 32). A network that trains well with dead units gets a note.
 
 Remedies
-A lower learning rate where a step killed them, He initialisation, LeakyReLU or GELU, normalisation, width.
+A lower learning rate where a step killed them, He initialisation, LeakyReLU or GELU, normalisation,
+width.
 
 Evidence
 dead_fraction (of the worst layer), dead_layers, dead_at_start, update_ratio_before, loss_improvement.
@@ -27,7 +28,7 @@ import math
 
 import numpy as np
 
-from gradscope.diagnose.architecture import producers
+from gradscope.diagnose.architecture import producers, skips, weight_layers
 from gradscope.diagnose.outcome import outcome, severity
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import longest_stretch, median, require_steps
@@ -82,9 +83,10 @@ def detect(run: Run, settings: Settings) -> Finding | None:
 
 
 def _behind_zero_weights(run: Run, name: str) -> bool:
-    """Say whether a layer is silent because the weights before it started at zero, which is another ailment."""
-    own = _weights(run, name) or _sources(run, name)
-    return bool(own) and all(run.parameter(weight).initial.get("absmax") == 0 for weight in own)
+    """Say whether a layer is silent because weights before it started at zero, which is another ailment."""
+    depth = run.layer(name).depth
+    before = [item.weight for item in weight_layers(run) if item.layer.depth <= depth]
+    return not skips(run) and any(weight.initial.get("absmax") == 0 for weight in before)
 
 
 def _sources(run: Run, name: str) -> tuple[str, ...]:
@@ -106,7 +108,10 @@ def _update_before(run: Run, row: int) -> float:
 
 def _cause(at_start: bool, before: float, step: int) -> str:
     if at_start:
-        return "They are dead from the first step on: the initialisation or the scale of the data puts them there."
+        return (
+            "They are dead from the first step on: the initialisation or the scale of the data puts "
+            "them there."
+        )
     return (
         f"They die around step {step}, when an update changed the typical weight by {before:.2g} of its size."
     )

@@ -1,12 +1,12 @@
 """A normalisation over so few or such equal values that its output no longer depends on them.
 
 What it finds
-A BatchNorm over at most two values a channel, a LayerNorm over one or two features, or any normalisation whose
-output hardly varies (under a tenth of its gain) over several recorded steps.
+A BatchNorm over at most two values a channel, a LayerNorm over one or two features, or any normalisation
+whose output hardly varies (under a tenth of its gain) over several recorded steps.
 
 Why it hurts
-Over one value the output is a constant, over two it is only their order; what comes before cannot be learned
-from.
+Over one value the output is a constant, over two it is only their order; what comes before cannot be
+learned from.
 
 What it is not
 A zero-initialised gain, as in residual branches.
@@ -60,7 +60,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         int(steps_of(run)[-1]),
         "Of one value the normalised is always zero, of two it is their order only."
         if start in few
-        else f"Its standard deviation is {spread:.2g}: its input is constant, or far smaller than its epsilon.",
+        else f"Its standard deviation is {spread:.2g}: its input is constant, or far smaller than its "
+        "epsilon.",
         present(values=number, output_std=spread, loss_improvement=loss.improvement),
     )
 

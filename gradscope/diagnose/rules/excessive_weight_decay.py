@@ -1,8 +1,8 @@
 """Weight decay that outweighs the gradient, so that the weights shrink instead of learning.
 
 What it finds
-Decay's part of the update above 80 % for most weights (for decoupled decay: lr × decay / update ratio; else
-decay × |weight| against |gradient|), while the weights shrink and the loss does not improve much.
+Decay's part of the update above 80 % for most weights (for decoupled decay: lr × decay / update ratio;
+else decay × |weight| against |gradient|), while the weights shrink and the loss does not improve much.
 
 Why it hurts
 The network is pulled to zero faster than the data can pull it anywhere.
@@ -14,8 +14,8 @@ Remedies
 Less weight decay (with a figure), AdamW in place of Adam with L2.
 
 Evidence
-decay_share (median over weights), weight_decay, suggested_weight_decay, norm_change (final / initial weight norm),
-loss_improvement.
+decay_share (median over weights), weight_decay, suggested_weight_decay, norm_change (final / initial
+weight norm), loss_improvement.
 
 References
 Loshchilov and Hutter 2019.
@@ -59,7 +59,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     return Finding(
         NAME,
         severity(loss, stretch.ongoing),
-        f"Weight decay of {decay:.3g} makes up {share:.0%} of the updates of {listed([item.name for item in decayed])}.",
+        f"Weight decay of {decay:.3g} makes up {share:.0%} of the updates of "
+        f"{listed([item.name for item in decayed])}.",
         tuple(dict.fromkeys(item.layer for item in decayed)),
         tuple(item.name for item in decayed),
         stretch.first_step,

@@ -2,15 +2,16 @@
 
 What it finds
 rho = |gradient| |weight| of each weight grows towards the input by a factor of 1000 or more, beyond what
-chance does in a network of this width, over several recorded steps; or the gradient of a recurrent layer is
-that much larger than the others' or comes in bursts above ten times its running median.
+chance does in a network of this width, over several recorded steps; or the gradient of a recurrent layer
+is that much larger than the others' or comes in bursts above ten times its running median.
 
 Why it hurts
-No learning rate fits: one that the first layers bear is far too small for the last. A burst undoes in a step
-what many steps have learned.
+No learning rate fits: one that the first layers bear is far too small for the last. A burst undoes in a
+step what many steps have learned.
 
 What it is not
-A large gradient everywhere: that is the loss's scale. Rare spikes that the loss survives are not reported.
+A large gradient everywhere: that is the loss's scale. Rare spikes that the loss survives are not
+reported.
 
 Remedies
 Gradient clipping at a norm from this run, an initialisation at the critical point, residual connections
@@ -58,7 +59,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     first, last = trend.items[0].layer.name, trend.items[-1].layer.name
     gain = trend.ratio ** (1 / max(1, trend.span))
     message = (
-        f"The gradient grows {gain:.3g}-fold at each layer towards the input: {first} gets {trend.ratio:.1e} times "
+        f"The gradient grows {gain:.3g}-fold at each layer towards the input: {first} gets "
+        f"{trend.ratio:.1e} times "
         f"what {last} gets."
     )
     found = finding(NAME, run, trend, loss, message, settings)

@@ -1,21 +1,24 @@
 """Gradients that pile up over steps because nobody sets them to zero.
 
 What it finds
-Weight gradients that grow from step to step, by a factor of five and more, while the gradient signal at the
-layers' outputs, which is fresh in every step, does not; or that grow steadily, without the signal's scatter.
+Weight gradients that grow from step to step, by a factor of five and more, while the gradient signal at
+the layers' outputs, which is fresh in every step, does not; or that grow steadily, without the signal's
+scatter.
 
 Why it hurts
-Each step follows the sum of all gradients so far: old directions never fade, and the step grows without bound.
+Each step follows the sum of all gradients so far: old directions never fade, and the step grows without
+bound.
 
 What it is not
-A network that trains well: its gradients become more alike as it does. Gradient accumulation over micro-batches: it starts afresh with every step.
+A network that trains well: its gradients become more alike as it does. Gradient accumulation over
+micro-batches: it starts afresh with every step.
 
 Remedies
 Code: optimizer.zero_grad() before each backward pass.
 
 Evidence
-growth (of gradient / signal from the first recorded steps to the last dense ones), monotony (rank correlation
-with the step), weights_affected (share).
+growth (of gradient / signal from the first recorded steps to the last dense ones), monotony (rank
+correlation with the step), weights_affected (share).
 
 References
 torch documentation, zero_grad.
@@ -68,13 +71,15 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     return Finding(
         NAME,
         severity(loss),
-        f"The weights' gradients pile up: over {piled.shape[0]} recorded steps they grow {factor:.3g}-fold beside the "
+        f"The weights' gradients pile up: over {piled.shape[0]} recorded steps they grow "
+        f"{factor:.3g}-fold beside the "
         "signal they come from, without its scatter.",
         (),
         (),
         int(steps_of(run)[0]),
         int(steps_of(run)[-1]),
-        "Each backward pass adds to the gradients of the steps before: they are not set to zero between steps.",
+        "Each backward pass adds to the gradients of the steps before: they are not set to zero "
+        "between steps.",
         present(growth=factor, monotony=median(monotony), weights_affected=float(np.mean(affected))),
     )
 

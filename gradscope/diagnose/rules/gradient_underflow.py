@@ -1,15 +1,17 @@
 """Half-precision gradients or updates that round to zero.
 
 What it finds
-In 16-bit training: weights more than 5 % of whose gradient entries are exactly zero although the signal is not,
-and whose typical gradient is near the smallest half-precision number; or bfloat16 weights that do not move
-although their gradient is not zero.
+In 16-bit training: weights more than 5 % of whose gradient entries are exactly zero although the signal
+is not, and whose typical gradient is near the smallest half-precision number; or bfloat16 weights that do
+not move although their gradient is not zero.
 
 Why it hurts
-The small gradients, often most of them, are lost; bfloat16 weights cannot take steps under 2^-9 of their size.
+The small gradients, often most of them, are lost; bfloat16 weights cannot take steps under 2^-9 of their
+size.
 
 What it is not
-Zeros that come from rectifiers, embeddings that don't occur, or dead units: they are zero at any precision.
+Zeros that come from rectifiers, embeddings that don't occur, or dead units: they are zero at any
+precision.
 
 Remedies
 Loss scaling (16-mixed), bf16-mixed, weights kept in 32 bits.

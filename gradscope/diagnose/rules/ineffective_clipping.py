@@ -4,7 +4,8 @@ What it finds
 A gradient norm above the limit after clipping, in several recorded steps.
 
 Why it hurts
-The protection is not there: clipping ran before the backward pass, on other parameters, or on scaled gradients.
+The protection is not there: clipping ran before the backward pass, on other parameters, or on scaled
+gradients.
 
 What it is not
 A limit that is never reached; clipping by value, which does not bound the norm.
@@ -53,7 +54,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     return Finding(
         NAME,
         "warning",
-        f"Gradients are to be clipped at {limit:.3g}, but reach the optimizer with norms up to {largest:.3g}.",
+        f"Gradients are to be clipped at {limit:.3g}, but reach the optimizer with norms up to "
+        f"{largest:.3g}.",
         (),
         (),
         int(steps_of(run)[rows[0]]),

@@ -1,23 +1,24 @@
 """Updates so large, relative to the weights, that training jumps instead of descending.
 
 What it finds
-The loss does not improve, and the typical weight changes by more than half of its size in a step, or by more
-than 3 % to the run's end, or by more than 3 % in several steps while the loss jumps to twice its start.
+The loss does not improve, and the typical weight changes by more than half of its size in a step, or by
+more than 3 % to the run's end, or by more than 3 % in several steps while the loss jumps to twice its
+start.
 
 Why it hurts
 The step overshoots every valley; units die or saturate, and the loss oscillates, stays at a plateau or
 diverges.
 
 What it is not
-Large updates of a network that trains well, of tiny or zero-initialised parameters, or of a warm-up's first
-steps.
+Large updates of a network that trains well, of tiny or zero-initialised parameters, or of a warm-up's
+first steps.
 
 Remedies
 A lower learning rate (with a figure), warm-up, gradient clipping.
 
 Evidence
-update_ratio (median over weights and steps), peak_update_ratio, lr, suggested_factor (what to multiply the
-rate with), loss_noise_ratio, loss_improvement.
+update_ratio (median over weights and steps), peak_update_ratio, lr, suggested_factor (what to multiply
+the rate with), loss_noise_ratio, loss_improvement.
 
 References
 Bengio 2012; Goyal et al. 2017 for warm-up.
@@ -61,7 +62,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     return Finding(
         NAME,
         "critical" if loss.progress == "stuck" else "warning",
-        f"A step changes the typical weight by {max(level, median(typical[rows])):.2g} of its size, at a learning rate of "
+        f"A step changes the typical weight by {max(level, median(typical[rows])):.2g} of its size, at "
+        "a learning rate of "
         f"{rate:.3g}; {loss.text}.",
         tuple(items[index].layer for index in worst[:5]),
         tuple(items[index].name for index in worst[:5]),

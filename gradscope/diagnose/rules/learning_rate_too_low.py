@@ -1,15 +1,15 @@
 """Updates so small, relative to the weights, that training hardly moves.
 
 What it finds
-The typical weight changes by less than 3e-5 of its size in a step all through the run, in the last layers too,
-and the loss does not improve much.
+The typical weight changes by less than 3e-5 of its size in a step all through the run, in the last layers
+too, and the loss does not improve much.
 
 Why it hurts
 Training would take many times the steps it needs.
 
 What it is not
-Warm-up, a schedule's end, a network that is trained already, a gradient that vanishes (then the last layers
-still move).
+Warm-up, a schedule's end, a network that is trained already, a gradient that vanishes (then the last
+layers still move).
 
 Remedies
 A higher learning rate (with a figure), Adam instead of SGD.
@@ -56,13 +56,15 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     return Finding(
         NAME,
         "warning",
-        f"A step changes the typical weight by only {level:.1e} of its size, at a learning rate of {rate:.3g}; "
+        f"A step changes the typical weight by only {level:.1e} of its size, at a learning rate of "
+        f"{rate:.3g}; "
         f"{loss.text}.",
         (),
         (),
         int(steps_of(run)[0]),
         int(steps_of(run)[-1]),
-        f"Updates of 1e-4 to 1e-2 of a weight's size are usual; over {steps} steps these sum to {level * steps:.2g}.",
+        f"Updates of 1e-4 to 1e-2 of a weight's size are usual; over {steps} steps these sum to "
+        f"{level * steps:.2g}.",
         present(
             update_ratio=level,
             total_change=level * steps,

@@ -1,8 +1,8 @@
 """The loss rises instead of falling, and ends far above where it was.
 
 What it finds
-A final loss (median of the last recorded steps) of more than twice the initial one, or one that rose from its
-lowest level by as much, far beyond the scatter between steps.
+A final loss (median of the last recorded steps) of more than twice the initial one, or one that rose from
+its lowest level by as much, far beyond the scatter between steps.
 
 Why it hurts
 What was learned is lost.

@@ -4,8 +4,8 @@ What it finds
 Parameters that an optimizer holds whose gradient is None in every recorded step.
 
 Why it hurts
-They stay as they were initialised; if the layer was meant to learn, something cuts it off: detach(), no_grad,
-.item(), numpy, or a branch that is never called.
+They stay as they were initialised; if the layer was meant to learn, something cuts it off: detach(),
+no_grad, .item(), numpy, or a branch that is never called.
 
 What it is not
 Frozen parameters; parameters that are used in some steps only (experts, alternating losses).
@@ -58,7 +58,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         tuple(item.name for item in named),
         int(steps_of(run)[0]),
         int(steps_of(run)[-1]),
-        f"{layers[0]} ran forward, but the loss's graph doesn't lead back to it: it was detached or its output not used."
+        f"{layers[0]} ran forward, but the loss's graph doesn't lead back to it: it was detached or "
+        "its output not used."
         if cut
         else f"{layers[0]} never ran while training.",
         present(missing_parameters=len(always), missing_share=share, ran=float(bool(cut))),

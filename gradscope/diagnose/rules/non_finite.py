@@ -1,16 +1,16 @@
 """NaN or infinity appears in an activation, a gradient, a weight or the loss.
 
 What it finds
-The first recorded step with a non-finite number, and the module or parameter in which it is born: forward,
-the first in execution order; backward, the last one; in the weights, after an update. With the last finite
-values before it.
+The first recorded step with a non-finite number, and the module or parameter in which it is born:
+forward, the first in execution order; backward, the last one; in the weights, after an update. With the
+last finite values before it.
 
 Why it hurts
 From there it spreads to every weight with the next update; nothing trains after that.
 
 What it is not
-Steps that the loss scaler of half precision skips, and infinities by design, such as masked attention scores,
-that never reach the loss or a gradient.
+Steps that the loss scaler of half precision skips, and infinities by design, such as masked attention
+scores, that never reach the loss or a gradient.
 
 Remedies
 Depend on the cause: learning rate, clipping, initialisation, precision, a guarded logarithm or division.
@@ -85,7 +85,7 @@ def _harmful_rows(run: Run) -> np.ndarray:
 
 
 def _recorded(run: Run, name: str) -> np.ndarray:
-    """Say in which rows a NaN is a measured one: those where other steps do have a value, or activations are bad."""
+    """Say in which rows a NaN was measured: where other steps have a value, or activations are bad."""
     values = column(run, name)
     bad = (run.layer_table("activation_nonfinite").to_numpy() > 0).any(axis=1)
     return np.asarray(bad | np.isfinite(values).any())
@@ -175,7 +175,10 @@ def _last(values: np.ndarray) -> float:
 
 def _cause(birth: Birth, last: dict[str, float]) -> str:
     if not math.isfinite(last["last_finite_loss"]):
-        return "It is there from the first recorded step: look at the data, the initial weights and the function."
+        return (
+            "It is there from the first recorded step: look at the data, the initial weights and "
+            "the function."
+        )
     size = last.get("last_finite_absmax", math.nan)
     largest = f", the largest magnitude at {birth.name} {size:.3g}" if math.isfinite(size) else ""
     return (

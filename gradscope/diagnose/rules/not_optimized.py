@@ -4,8 +4,8 @@ What it finds
 Parameters with requires_grad that are in no optimizer's groups, of layers that ran.
 
 Why it hurts
-Their gradients are computed and thrown away; they stay as initialised. Often a layer that was added after the
-optimizer was built, or a list of layers that is no ModuleList.
+Their gradients are computed and thrown away; they stay as initialised. Often a layer that was added after
+the optimizer was built, or a list of layers that is no ModuleList.
 
 What it is not
 Frozen parameters. If the network trains well without them it may be meant so: a note.

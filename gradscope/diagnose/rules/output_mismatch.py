@@ -1,9 +1,10 @@
 """An output that doesn't fit the loss function, by its activation, its shape or its range.
 
 What it finds
-A softmax over one unit; softmax or sigmoid applied twice (before a loss that applies it itself); a rectifier
-before a cross-entropy; a negative log-likelihood of something that is no logarithm; a squared error of shapes
-that broadcast, (N,) against (N, 1); a bounded output whose squared error is larger than its range allows.
+A softmax over one unit; softmax or sigmoid applied twice (before a loss that applies it itself); a
+rectifier before a cross-entropy; a negative log-likelihood of something that is no logarithm; a squared
+error of shapes that broadcast, (N,) against (N, 1); a bounded output whose squared error is larger than
+its range allows.
 
 Why it hurts
 The loss cannot become small whatever the network learns, or its gradient is zero.
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from gradscope.diagnose.architecture import feeds_output, output_layers
 from gradscope.diagnose.outcome import outcome, severity
@@ -127,7 +129,7 @@ def _applied_twice(functions: list[str], activations: set[str]) -> str:
 def _broadcast(shapes: Sequence[Sequence[int]]) -> tuple[Sequence[int], Sequence[int]] | None:
     """Return the first two shapes that differ although they hold the same numbers of entries or broadcast."""
     known = [tuple(shape) for shape in shapes if shape is not None]
-    for first, second in zip(known, known[1:], strict=False):
+    for first, second in pairwise(known):
         if first != second and len(first) != len(second) and math.prod(first) == math.prod(second) > 1:
             return first, second
     return None

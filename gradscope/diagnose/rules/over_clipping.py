@@ -1,14 +1,15 @@
 """Gradient clipping at a limit far below the usual gradient, so that it sets every step's length.
 
 What it finds
-Clipping in at least nine of ten recorded steps, to less than a tenth of the gradient, with updates that are too
-small for the loss to improve.
+Clipping in at least nine of ten recorded steps, to less than a tenth of the gradient, with updates that
+are too small for the loss to improve.
 
 Why it hurts
 The step no longer depends on the gradient's size: a learning rate that is tiny in disguise.
 
 What it is not
-Clipping under Adam and its kin, whose updates don't depend on the gradient's scale; clipping of rare spikes.
+Clipping under Adam and its kin, whose updates don't depend on the gradient's scale; clipping of rare
+spikes.
 
 Remedies
 A limit at the 50th to 90th percentile of this run's norms.
@@ -59,7 +60,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         (),
         int(steps_of(run)[0]),
         int(steps_of(run)[-1]),
-        f"The norm is usually {middle:.3g}; after clipping a step changes the typical weight by {level:.1e} of its "
+        f"The norm is usually {middle:.3g}; after clipping a step changes the typical weight by "
+        f"{level:.1e} of its "
         f"size, and {loss.text}.",
         present(
             clipped_share=clipped,

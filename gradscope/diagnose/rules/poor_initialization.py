@@ -8,9 +8,9 @@ Why it hurts
 Each layer shrinks or blows up signal and gradient by the same factor, and depth raises it to a power.
 
 What it is not
-torch's default initialisation in a shallow network: it is too small for ReLU by a factor of six, which few
-layers bear. Normalised layers are indifferent to the scale of their weights; layers that skip connections
-bypass multiply nothing.
+torch's default initialisation in a shallow network: it is too small for ReLU by a factor of six, which
+few layers bear. Normalised layers are indifferent to the scale of their weights; layers that skip
+connections bypass multiply nothing.
 
 Remedies
 He initialisation for rectifiers, Xavier for tanh, LeCun for SELU, orthogonal for recurrences.
@@ -71,7 +71,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     return Finding(
         NAME,
         severity(loss),
-        f"The initial weights of {listed(names(off))} have {_times(factor)} the variance that keeps the signal's "
+        f"The initial weights of {listed(names(off))} have {_times(factor)} the variance that keeps "
+        "the signal's "
         "size.",
         names(off),
         weights(off),

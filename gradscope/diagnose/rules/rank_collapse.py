@@ -1,8 +1,8 @@
 """Outputs that are nearly the same for every token or sample.
 
 What it finds
-An activation whose rows (tokens, samples) have a mean cosine above 0.95 with one another deep in the network,
-where the first layers' have not, over several recorded steps.
+An activation whose rows (tokens, samples) have a mean cosine above 0.95 with one another deep in the
+network, where the first layers' have not, over several recorded steps.
 
 Why it hurts
 The network can no longer tell its inputs apart, and the gradient of what would tell them apart vanishes.

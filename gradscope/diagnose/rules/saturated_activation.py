@@ -1,19 +1,19 @@
 """Bounded activations that work at their flat ends, where the derivative is next to zero.
 
 What it finds
-A tanh, sigmoid or similar layer inside the network in which more than half of the outputs have a derivative
-under 5 % of the largest, over several recorded steps.
+A tanh, sigmoid or similar layer inside the network in which more than half of the outputs have a
+derivative under 5 % of the largest, over several recorded steps.
 
 Why it hurts
 The gradient through such a unit is next to zero: what lies below hardly learns.
 
 What it is not
-A sure output: a sigmoid at the network's end that is near 0 or 1 may just be right. Gates of recurrent cells
-and attention may saturate. A network that trains well with it gets a note.
+A sure output: a sigmoid at the network's end that is near 0 or 1 may just be right. Gates of recurrent
+cells and attention may saturate. A network that trains well with it gets a note.
 
 Remedies
-Xavier initialisation, scaled inputs, normalisation before the activation, a lower learning rate, an unbounded
-activation.
+Xavier initialisation, scaled inputs, normalisation before the activation, a lower learning rate, an
+unbounded activation.
 
 Evidence
 saturated_fraction (of the worst layer), saturated_layers, saturated_at_start, expected_fraction (for

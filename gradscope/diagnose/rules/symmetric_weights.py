@@ -1,15 +1,15 @@
 """Units of a layer that were initialised alike, so they learn alike and count as one.
 
 What it finds
-A hidden layer whose units' initial weights are all equal (constant or zero initialisation), in a network that
-does not train well.
+A hidden layer whose units' initial weights are all equal (constant or zero initialisation), in a network
+that does not train well.
 
 Why it hurts
 Equal units get equal gradients and stay equal: a layer of any width is worth one unit.
 
 What it is not
-A zero-initialised branch beside a skip connection, a low-rank adapter, or an output layer: they start at zero by
-design and part with the first update.
+A zero-initialised branch beside a skip connection, a low-rank adapter, or an output layer: they start at
+zero by design and part with the first update.
 
 Remedies
 Random initialisation: He for rectifiers, Xavier for tanh and sigmoid.
@@ -67,7 +67,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
 
 
 def _symmetric(run: Run, item: WeightLayer, settings: Settings) -> bool:
-    # Weights that are all zero pass no gradient at all at first: another ailment, or a branch that starts at zero.
+    # Weights that are all zero pass no gradient at first: another ailment, or a branch that starts at zero.
     zero = item.weight.initial.get("absmax") == 0
     alike = not zero and float(item.weight.initial["unit_spread"]) < settings.symmetric_spread
     return alike and not feeds_output(run, item.layer) and not joined_after(run, item.layer)

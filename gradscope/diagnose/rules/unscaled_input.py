@@ -1,11 +1,12 @@
 """Inputs far from the unit scale that initialisation and learning rate presuppose.
 
 What it finds
-A first layer whose output is so large (or small), given its initial weights, that its input must have a root
-mean square above 10 (or under 0.01), in a network that does not train well.
+A first layer whose output is so large (or small), given its initial weights, that its input must have a
+root mean square above 10 (or under 0.01), in a network that does not train well.
 
 Why it hurts
-The first layer's outputs saturate or dominate, and its gradient is larger than all others' by the same factor.
+The first layer's outputs saturate or dominate, and its gradient is larger than all others' by the same
+factor.
 
 What it is not
 Inputs that a normalisation layer takes first, or embeddings.
@@ -58,7 +59,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     return Finding(
         NAME,
         severity(loss),
-        f"The inputs of {off[0].layer.name} are too {size}: their root mean square is about {scale:.3g}, not 1.",
+        f"The inputs of {off[0].layer.name} are too {size}: their root mean square is about "
+        f"{scale:.3g}, not 1.",
         names(off),
         weights(off),
         int(steps_of(run)[0]),
@@ -75,7 +77,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
 
 
 def _input_rms(run: Run, item: WeightLayer) -> float:
-    """Estimate the root mean square of a first layer's input from its first output and its initial weights."""
+    """Estimate the root mean square of a first layer's input from its first output and its weights."""
     output = float(run.layer_table("activation_rms")[item.layer.name].iloc[0])
     initial = item.weight.initial
     deviation = math.hypot(float(initial.get("std", math.nan)), float(initial.get("mean", math.nan)))

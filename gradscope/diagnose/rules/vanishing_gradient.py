@@ -2,25 +2,27 @@
 
 What it finds
 rho = |gradient| |weight| of each weight falls towards the input by a factor of 1000 or more, beyond what
-chance does in a network of this width, over several recorded steps. The measured gain per layer is compared
-with the one that the measured weights and the activation predict. In a recurrent network that does not learn
-although its updates are of usual size: a predicted loss of a factor of 1000 or more over the sequence.
+chance does in a network of this width, over several recorded steps. The measured gain per layer is
+compared with the one that the measured weights and the activation predict. In a recurrent network that
+does not learn although its updates are of usual size: a predicted loss of a factor of 1000 or more over
+the sequence.
 
 Why it hurts
-The first layers stay as random as they were initialised, and what they throw away no later layer can bring
-back.
+The first layers stay as random as they were initialised, and what they throw away no later layer can
+bring back.
 
 What it is not
-A small gradient everywhere: that is a converged network or a small loss. Zeros come from dead units or from
-code, see zero-gradient. A network that trains well in spite of it gets a note.
+A small gradient everywhere: that is a converged network or a small loss. Zeros come from dead units or
+from code, see zero-gradient. A network that trains well in spite of it gets a note.
 
 Remedies
 An initialisation at the critical point of the activation, another activation, normalisation, residual
 connections; a gated or orthogonal recurrence.
 
 Evidence
-gain_per_layer (of the gradient signal, towards the input), predicted_gain, rho_gain, ratio_first_to_last (of
-rho), sigma_w2, critical_sigma_w2, depth, loss_improvement; through time: predicted_gain, predicted_ratio, time_steps.
+gain_per_layer (of the gradient signal, towards the input), predicted_gain, rho_gain, ratio_first_to_last
+(of rho), sigma_w2, critical_sigma_w2, depth, loss_improvement; through time: predicted_gain,
+predicted_ratio, time_steps.
 
 References
 Hochreiter 1991; Glorot and Bengio 2010; Poole et al. 2016; Schoenholz et al. 2017; Hanin 2018.
@@ -82,7 +84,8 @@ def _through_time(run: Run, loss: Outcome, settings: Settings) -> Finding | None
     return Finding(
         NAME,
         severity(loss),
-        f"The gradient of {item.layer.name} fades over the {item.steps} steps of a sequence: {item.total:.1e} of it "
+        f"The gradient of {item.layer.name} fades over the {item.steps} steps of a sequence: "
+        f"{item.total:.1e} of it "
         "reaches the first.",
         (item.layer.name,),
         (item.weight.name,),

@@ -1,19 +1,20 @@
 """Gradients that are exactly zero, so that weights cannot learn at all.
 
 What it finds
-Trained weights whose gradient is exactly zero in at least 80 % of the recorded steps, and where, coming from
-the loss, the gradient is lost.
+Trained weights whose gradient is exactly zero in at least 80 % of the recorded steps, and where, coming
+from the loss, the gradient is lost.
 
 Why it hurts
 These weights don't move, whatever the learning rate.
 
 What it is not
-A missing gradient (None, see missing-gradient), a gradient that underflowed on its way (vanishing-gradient), a
-bias before a normalisation, a zero-initialised branch in its first steps, embedding rows that don't occur, a minority of weights in a network that trains well.
+A missing gradient (None, see missing-gradient), a gradient that underflowed on its way
+(vanishing-gradient), a bias before a normalisation, a zero-initialised branch in its first steps,
+embedding rows that don't occur, a minority of weights in a network that trains well.
 
 Remedies
-Depend on what is zero: the output's activation (a softmax over one unit), an all-dead layer, zero weights, an
-operation without a derivative.
+Depend on what is zero: the output's activation (a softmax over one unit), an all-dead layer, zero
+weights, an operation without a derivative.
 
 Evidence
 zero_share (of the trained weights), zero_steps (share of the steps), loss_improvement.
@@ -87,7 +88,8 @@ def _where(run: Run) -> tuple[LayerInfo | None, str]:
             return _reason(run, layer, above)
     return (
         None,
-        "The gradient that reaches the layers' outputs is not zero, but their weights' own is: their inputs are zero.",
+        "The gradient that reaches the layers' outputs is not zero, but their weights' own is: their "
+        "inputs are zero.",
     )
 
 
@@ -102,12 +104,14 @@ def _reason(run: Run, layer: LayerInfo, above: LayerInfo | None) -> tuple[LayerI
             )
         return (
             layer,
-            f"The loss passes no gradient even to the last layer, {layer.name}: it does not depend on the output.",
+            f"The loss passes no gradient even to the last layer, {layer.name}: it does not depend on "
+            "the output.",
         )
     dead = median(run.layer_table("activation_zero_fraction")[above.name].to_numpy())
     if dead == 1:
         return above, f"Every output of {above.name} is zero, so nothing passes back through it."
     return (
         above,
-        f"{above.name} receives a gradient and passes none on to {layer.name}: its weights or its slope are zero.",
+        f"{above.name} receives a gradient and passes none on to {layer.name}: its weights or its "
+        "slope are zero.",
     )

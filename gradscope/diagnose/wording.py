@@ -54,8 +54,10 @@ def explain_initialization(run: Run, items: tuple[WeightLayer, ...]) -> str:
     critical = profile.initialization_evidence(run, items).get("critical_sigma_w2", math.nan)
     where = f"with {activation}" if activation not in ("", "identity") else "without activation"
     if critical > NO_USUAL_VARIANCE:
-        return f"The initial weights have fan-in × variance = {sigma:.3g}; at any usual one {activation} fades the "
-            "gradient."
+        return (
+            f"The initial weights have fan-in × variance = {sigma:.3g}; at any usual one {activation} fades "
+            "the gradient."
+        )
     text = f"The initial weights have fan-in × variance = {sigma:.3g} {where}"
     return (
         f"{text}; {critical:.3g} would keep the gradient's size." if math.isfinite(critical) else f"{text}."

@@ -14,7 +14,7 @@ from gradscope.models.lecture import EXPERIMENTS, Experiment
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "examples" / "lecture"
-NOT_EXPERIMENTS = {"page", "charts"}
+NOT_EXPERIMENTS = {"page", "charts", "gain_per_layer"}
 NAMES = [experiment.name for experiment in EXPERIMENTS]
 
 

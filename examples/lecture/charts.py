@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-POWERS = {"exponentformat": "power", "dtick": 1}
+POWERS = {"exponentformat": "power"}
 
 
 def line_chart(
@@ -34,7 +34,7 @@ def line_chart(
         )
     chart.update_layout(height=height, xaxis=_axis(x, log_x), yaxis=_axis(y, log_y), showlegend=True)
     if ticks is not None:
-        chart.update_xaxes(tickvals=list(ticks), dtick=None)
+        chart.update_xaxes(tickvals=list(ticks))
     return chart
 
 

@@ -93,7 +93,7 @@ class FlatProduct(nn.Module):
 
 def softplus_derivative(order: int) -> float:
     """Return the even-order derivative of softplus at 0: (2^n - 1) B_n / n, with B_n a Bernoulli number."""
-    return (2**order - 1) * _bernoulli(order) / order
+    return float(2**order - 1) * _bernoulli(order) / order
 
 
 def _bernoulli(order: int) -> float:
@@ -101,4 +101,4 @@ def _bernoulli(order: int) -> float:
     numbers = [1.0]
     for n in range(1, order + 1):
         numbers.append(-sum(math.comb(n + 1, k) * numbers[k] for k in range(n)) / (n + 1))
-    return float(numbers[order])
+    return numbers[order]

@@ -31,7 +31,7 @@ def flat_sawtooth(folds: int) -> nn.Sequential:
 
 
 def sawtooth(x: Tensor, folds: int) -> Tensor:
-    """Return the folds-fold tent of x in [0, 1]: twice the distance, in periods, to the nearest full period."""
+    """Return the folds-fold tent of x in [0, 1]: twice the distance to a full period, in periods."""
     scaled = x * 2 ** (folds - 1)
     teeth: Tensor = 2 * (scaled - scaled.round()).abs()
     return teeth

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gradscope.errors import GradscopeError
     from gradscope.examine import examine
     from gradscope.loop import watch
+    from gradscope.preflight import preflight
     from gradscope.pytorch_lightning import GradScope
     from gradscope.settings import Settings
     from gradscope.store import read_run
@@ -23,12 +24,13 @@ _PUBLIC = {
     "GradscopeError": "gradscope.errors",
     "Settings": "gradscope.settings",
     "examine": "gradscope.examine",
+    "preflight": "gradscope.preflight",
     "read_run": "gradscope.store",
     "treat": "gradscope.treat",
     "watch": "gradscope.loop",
 }
 
-__all__ = ["GradScope", "GradscopeError", "Settings", "examine", "read_run", "treat", "watch"]
+__all__ = ["GradScope", "GradscopeError", "Settings", "examine", "preflight", "read_run", "treat", "watch"]
 
 
 def __getattr__(name: str) -> Any:

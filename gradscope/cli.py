@@ -156,13 +156,16 @@ def demo(names: tuple[str, ...], list_only: bool, output: Path, seed: int) -> in
     """
     from gradscope.demo import run_demos
     from gradscope.models import PROGRAMS
+    from gradscope.models.lecture import EXPERIMENTS
 
     if list_only:
-        width = max(map(len, PROGRAMS))
+        width = max(map(len, [*PROGRAMS, *(experiment.name for experiment in EXPERIMENTS)]))
         for program in PROGRAMS.values():
             click.echo(f"{program.name:<{width}}  {program.finding or 'healthy'}: {program.summary}")
+        click.echo("\nExperiments of the lecture, each a script in the source tree:")
+        for experiment in EXPERIMENTS:
+            click.echo(f"{experiment.name:<{width}}  {experiment.shows} ({experiment.script})")
         return CLEAN
-    output.mkdir(parents=True, exist_ok=True)
     outcomes = run_demos(names, output, _console(), seed)
     if len(outcomes) == 1:
         click.echo()

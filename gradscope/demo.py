@@ -60,6 +60,7 @@ def run_demos(names: Sequence[str], output: Path, console: Console, seed: int = 
     GradscopeError: a name that is not in the catalogue.
     """
     programs = [find_program(name) for name in names] or list(PROGRAMS.values())
+    output.mkdir(parents=True, exist_ok=True)
     outcomes = []
     with _progress(console) as progress:
         for program in programs:

@@ -12,7 +12,7 @@ from gradscope.examine import examine
 from gradscope.store import find_run, read_run
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-FILES = sorted(EXAMPLES.glob("attach_*.py"))
+FILES = sorted(set(EXAMPLES.glob("attach_*.py")) - {EXAMPLES / "attach_preflight.py"})
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -30,6 +30,13 @@ def test_an_example_records_its_run_and_nothing_is_found(
     assert len(run.steps) >= 20
     report = examine(run)
     assert [finding.rule for finding in report.findings if finding.severity != "note"] == []
+
+
+def test_preflight_needs_no_training(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLES / "attach_preflight.py"))["main"]()
+    printed = capsys.readouterr().out
+    assert "as torch initialises it: vanishing-gradient" in printed
+    assert "He-initialised: nothing found" in printed
 
 
 def test_every_way_to_attach_is_shown() -> None:

@@ -32,6 +32,7 @@ FRONT_DOORS = {
     "treat",
     "callback",
     "places",
+    "preflight",
     "lightning",
     "pytorch_lightning",
     "loop",

@@ -53,7 +53,7 @@ def outcome(run: Run, settings: Settings) -> Outcome:
     if broken(run):
         initial, final, best = _levels(losses) if len(losses) else (math.nan,) * 3
         return Outcome(initial, final, best, math.nan, math.nan, chance, "stuck")
-    if len(losses) < settings.patience:
+    if len(losses) < max(2, settings.patience):
         return Outcome(math.nan, math.nan, math.nan, math.nan, math.nan, chance, "unknown")
     initial, final, best = _levels(losses)
     if math.isnan(chance) and not run.info.loss.get("functions"):

@@ -1,0 +1,184 @@
+"""Look at a model before it is trained: one forward and one backward pass, judged at once."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from gradscope.columns import LAYER_COLUMNS, PARAMETER_COLUMNS, Column
+from gradscope.errors import GradscopeError
+from gradscope.examine import examine
+from gradscope.observe import Recorder
+from gradscope.records import Event, Evidence, Report, Run, RunInfo, Status, StepRecord
+from gradscope.settings import Settings
+
+_FAR_OFF = 2.0  # an initial loss beyond this multiple of the expected one deserves a look
+
+_PLACES = {column.name: place for place, column in enumerate(PARAMETER_COLUMNS)}
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+def preflight(
+    model: nn.Module, batch: Any, loss_fn: Loss | None = None, settings: Settings | None = None
+) -> Report:
+    """Judge a model at its initialisation by one batch; the model, its gradients and all random states stay.
+
+    batch: (inputs, targets), or whatever a LightningModule's training_step takes. loss_fn: (output, target)
+    -> scalar; None asks the LightningModule's training_step. What needs several steps is listed as not
+    checked, and a model in which nothing is found is "inconclusive": no single step can call a training
+    healthy. The evidence compares the initial loss with the one expected of an untrained classifier, log C
+    for C balanced classes. Raises GradscopeError if there is no loss to differentiate.
+    """
+    sink = _Memory()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise GradscopeError("preflight needs a model with at least one trained parameter")
+    optimizer = torch.optim.SGD(trained, lr=0.0)
+    recorder = Recorder(model, [optimizer], sink, settings)
+    with _untouched(model), torch.enable_grad():
+        recorder.start()
+        try:
+            recorder.begin_step()
+            loss = _loss(model, batch, loss_fn)
+            recorder.minimised(loss)
+            loss.backward()
+            recorder.before_update(optimizer)
+            recorder.end_step({"loss": float(loss.detach()), "micro_batches": 1.0})
+        finally:
+            recorder.stop("finished")
+    run = sink.run()
+    # What a rule otherwise waits for, persistence, one step can't show.
+    report = examine(run, replace(settings or Settings(), fewest_steps=1, patience=1))
+    if report.verdict == "healthy":
+        report = replace(report, verdict="inconclusive")
+    return replace(report, evidence=(*report.evidence, *_initial_loss(run)))
+
+
+def _loss(model: nn.Module, batch: Any, loss_fn: Loss | None) -> Tensor:
+    if loss_fn is not None:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise GradscopeError("preflight's batch must be (inputs, targets) where loss_fn is given")
+        loss = loss_fn(model(batch[0]), batch[1])
+    elif hasattr(model, "training_step"):
+        with warnings.catch_warnings():
+            # self.log() without a Trainer says that it does nothing.
+            warnings.filterwarnings("ignore", message=".*self.trainer.*")
+            given = model.training_step(batch, 0)  # type: ignore[operator]
+        loss = given["loss"] if isinstance(given, dict) else given
+    else:
+        raise GradscopeError("preflight needs loss_fn, or a LightningModule with a training_step")
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        raise GradscopeError("preflight's loss must be one number that depends on trained parameters")
+    return loss
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Put gradients, buffers (such as BatchNorm's running statistics) and random states back afterwards."""
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
+        for parameter in model.parameters():
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            for name, parameter in model.named_parameters():
+                parameter.grad = gradients.get(name)
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    if name in buffers:
+                        buffer.copy_(buffers[name])
+
+
+class _Memory:
+    """A sink that keeps what it is given, for a run that is never written."""
+
+    def __init__(self) -> None:
+        self._info: RunInfo | None = None
+        self._records: list[StepRecord] = []
+        self._events: list[Event] = []
+
+    def begin(self, info: RunInfo) -> None:
+        self._info = info
+
+    def update(self, info: RunInfo) -> None:
+        self._info = info
+
+    def append(self, record: StepRecord) -> None:
+        self._records.append(record)
+
+    def event(self, event: Event) -> None:
+        self._events.append(event)
+
+    def close(self, status: Status, exception: str = "") -> None:
+        if self._info is not None:
+            self._info = replace(self._info, status=status, exception=exception)
+
+    def run(self) -> Run:
+        """Return what was kept as a run; GradscopeError if recording failed."""
+        if self._info is None or not self._records:
+            reason = self._events[-1].message if self._events else "nothing was recorded"
+            raise GradscopeError(f"preflight could not observe the model: {reason}")
+        info, record = self._info, self._records[-1]
+        layers = [layer.name for layer in info.layers]
+        parameters = [parameter.name for parameter in info.parameters]
+        # Nothing was updated, which isn't an update of size 0.
+        measured = record.parameters.copy()
+        measured[:, [_PLACES["update_norm"], _PLACES["update_ratio"]]] = np.nan
+        return Run(
+            Path("preflight"),
+            info,
+            pd.DataFrame([{**record.step, "step": 0}]),
+            _tidy(record.layers, "layer", layers, LAYER_COLUMNS),
+            _tidy(measured, "parameter", parameters, PARAMETER_COLUMNS),
+            tuple(self._events),
+        )
+
+
+def _tidy(values: np.ndarray, key: str, names: list[str], columns: tuple[Column, ...]) -> pd.DataFrame:
+    kept = ~np.isnan(values).all(axis=1)
+    table = pd.DataFrame(values[kept], columns=[column.name for column in columns])
+    table.insert(0, "step", 0)
+    table.insert(1, key, np.array(names, dtype=object)[kept])
+    return table
+
+
+def _initial_loss(run: Run) -> tuple[Evidence, ...]:
+    """Compare the loss with that of a classifier that knows nothing; nothing for other losses."""
+    functions = " ".join(str(name) for name in run.info.loss.get("functions", ()))
+    classes = _classes(run)
+    if "BinaryCrossEntropy" in functions:
+        expected, of = math.log(2), "log 2, of a binary classifier that knows nothing"
+    elif ("NllLoss" in functions or "CrossEntropy" in functions) and classes > 1:
+        expected, of = math.log(classes), f"log {classes}, of {classes} balanced classes"
+    else:
+        return ()
+    loss = float(run.steps["loss"].iloc[0])
+    near = loss <= _FAR_OFF * expected
+    says = (
+        "as of a classifier that knows nothing yet" if near else "the outputs are too large, or don't fit it"
+    )
+    return (
+        Evidence(
+            "initial loss", loss, f"about {expected:.3g} ({of})", f"The initial loss is {loss:.3g}: {says}."
+        ),
+    )
+
+
+def _classes(run: Run) -> int:
+    feeding = [str(name) for name in run.info.loss.get("inputs", ())]
+    shapes = [layer.output_shape for layer in run.layers if layer.name in feeding and layer.output_shape]
+    return int(shapes[-1][-1]) if shapes else 0

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from gradscope.cli import gradscope
 from gradscope.models.lecture import EXPERIMENTS, Experiment
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +43,12 @@ def test_every_script_is_listed_with_one_line() -> None:
     assert scripts == {name.replace("-", "_") for name in NAMES}
     assert all((ROOT / experiment.script).is_file() for experiment in EXPERIMENTS)
     assert all("\n" not in experiment.shows and len(experiment.shows) < 90 for experiment in EXPERIMENTS)
+
+
+def test_demo_lists_every_experiment_in_a_line_of_its_own() -> None:
+    lines = CliRunner().invoke(gradscope, ["demo", "--list"]).output.splitlines()
+    for experiment in EXPERIMENTS:
+        assert [line for line in lines if line.startswith(experiment.name + " ") and experiment.shows in line]
 
 
 def test_the_lecture_page_names_every_script() -> None:

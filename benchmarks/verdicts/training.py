@@ -64,7 +64,7 @@ class _Watch:
     def __init__(self, setup: Setup, run_dir: Path):
         import gradscope
 
-        self.scope: Any = gradscope.watch(setup.model, setup.optimizer, run_dir=run_dir)
+        self.scope: Any = gradscope.watch(setup.model, setup.optimizer, run_dir=run_dir, verbose=False)
 
     def __enter__(self) -> Report:
         return self.scope.__enter__().step
@@ -81,7 +81,7 @@ def _step(setup: Setup, batches: Iterator[Batch]) -> Tensor:
         loss = setup.loss(setup.model, next(batches))
     loss.backward()
     setup.optimizer.step()
-    return loss.detach()
+    return loss
 
 
 def _precision(kind: torch.dtype | None) -> AbstractContextManager[object]:

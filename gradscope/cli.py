@@ -175,13 +175,17 @@ def demo(names: tuple[str, ...], list_only: bool, output: Path, seed: int) -> in
 
 @gradscope.command()
 @click.argument("name", required=False)
-def rules(name: str | None) -> int:
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the page docs/rules.md of all rules.")
+def rules(name: str | None, as_markdown: bool) -> int:
     """Say what the rule NAME finds, or list all.
 
     With NAME: what it finds, why that hurts, what it is not, what helps, and its sources.
     """
-    from gradscope.diagnose import RULES
+    from gradscope.diagnose import RULES, markdown
 
+    if as_markdown:
+        click.echo(markdown(RULES), nl=False)
+        return CLEAN
     known = {rule.name: rule for rule in RULES}
     if name is None:
         width = max(map(len, known))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,6 +19,7 @@ from gradscope.examine import examine
 from gradscope.models import PROGRAMS, Program, Training
 from gradscope.present import gallery, html, wording
 from gradscope.pytorch_lightning import GradScope
+from gradscope.quiet import quiet_lightning
 from gradscope.records import Finding, Report
 from gradscope.store import read_run
 
@@ -92,7 +90,7 @@ def run_program(program: Program, run_dir: Path, seed: int = 0, on_step: OnStep 
 def train(training: Training, run_dir: Path, on_step: OnStep = _ignore) -> tuple[Path, float]:
     """Fit and test under observation; return the recorded run's path and the accuracy on the test images."""
     scope = GradScope(run_dir=str(run_dir), verbose=False)
-    with _quiet_lightning():
+    with quiet_lightning():
         trainer = pl.Trainer(
             accelerator="cpu",
             max_steps=training.steps,
@@ -116,22 +114,6 @@ class _EachStep(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self._on_step(trainer.global_step, int(trainer.max_steps))
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's advice about data loaders, hardware and its products off the terminal."""
-    logs = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
 
 
 def _progress(console: Console) -> Progress:

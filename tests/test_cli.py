@@ -188,6 +188,13 @@ def test_compare_puts_runs_side_by_side(
     assert gradscope("compare", ailing, tmp_path / "nothing") == 2
 
 
+def test_rules_prints_the_page_of_the_documentation(
+    gradscope: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gradscope("rules", "--markdown") == 0
+    assert capsys.readouterr().out == Path("docs/rules.md").read_text(encoding="utf-8")
+
+
 def test_treat_says_what_it_needs(gradscope: Command, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         ((), "either MODULE:FUNCTION or --demo"),

@@ -33,6 +33,7 @@ FRONT_DOORS = {
     "callback",
     "places",
     "preflight",
+    "quiet",
     "lightning",
     "pytorch_lightning",
     "loop",

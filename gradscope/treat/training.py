@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -23,6 +20,7 @@ from gradscope.errors import SurgeryRefused
 from gradscope.loop import watch
 from gradscope.prescribe import surgery
 from gradscope.prescribe.training import TrainingChange
+from gradscope.quiet import quiet_lightning
 from gradscope.treat.patient import Patient
 
 OnStep = Callable[[], None]
@@ -102,7 +100,7 @@ def _train_lightning(
         import lightning.pytorch as package
     course = Course(run)
     _override_training(module, change)
-    with _quiet():
+    with quiet_lightning():
         trainer = package.Trainer(
             accelerator="cpu",
             max_steps=len(batches) if module.automatic_optimization else -1,
@@ -223,19 +221,3 @@ def _loss_of_scaled_targets(loss: Callable[[Any, Any], Tensor], batches: Sequenc
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
     deviation = values.std(dim=0)
     return values.mean(dim=0), torch.where(deviation > 0, deviation, torch.ones_like(deviation))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's advice on data loaders and hardware off the terminal."""
-    logs = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from gradscope.columns import LAYER_COLUMNS
 from gradscope.observe.activations import INPUT_LIMITS, RECTIFIERS, limits_of_module, name_of_module
 from gradscope.observe.dataflow import Dataflow
 from gradscope.observe.layers import describe_layer, unit_axis_of, usual_unit_axis
-from gradscope.observe.probes import tensors_in
-from gradscope.observe.staging import OUTPUT, SIGNAL, Collector, Measured, Reading
+from gradscope.observe.probes import MOST_HELD, SMALL, Probes, tensors_in
+from gradscope.observe.staging import OUTPUT, SIGNAL, Bench, Collector, Measured, Reading
 from gradscope.observe.units import LiveUnits
 from gradscope.records import LayerInfo
 from gradscope.summarise import MAGNITUDES, MOMENTS, merge_calls
@@ -52,10 +53,12 @@ class Flow:
         self.dataflow: Dataflow | None = None
         self._readings = [_reading_of(module) for module in modules.values()]
         self._collector = Collector()
+        self._outputs, self._signals = Bench(), Bench()
         self._units = LiveUnits(dead_window)
         self._order: list[int] = []
         self.news = True
         self._calls = [0] * len(self.layers)
+        self._shown: list[tuple[int, Tensor, int]] = []
 
     # Reported by the probes
 
@@ -64,8 +67,15 @@ class Flow:
         self._calls[index] += 1
         if self.layers[index].depth < 0:
             self._first_call(index, module, output)
+        if type(output) is Tensor and output.numel() <= SMALL and not is_compiling():
+            self._show(index, output)
         if self.dataflow is not None:
             self.dataflow.returned(index, output)
+
+    def _show(self, index: int, output: Tensor) -> None:
+        """Keep an output until the step's end, to see whether something changes it in place."""
+        if output.requires_grad and len(self._shown) < MOST_HELD:
+            self._shown.append((index, output.detach(), output._version))
 
     def output(self, index: int, tensor: Tensor) -> None:
         """Take a tensor that layer `index` returned."""
@@ -108,6 +118,35 @@ class Flow:
         return usual_unit_axis(shape)
 
     # For the recorder
+
+    def forget(self, probes: Probes) -> None:
+        """Forget what was seen so far."""
+        probes.take()
+        self._collector.take()
+        self._shown = []
+        self._calls = [0] * len(self.layers)
+
+    def gather(self, probes: Probes) -> None:
+        """Summarise what the probes hold; learn which of them may hold instead of copying."""
+        held, signals = probes.take()
+        kept = [(index, tensor) for index, tensor, version in held if tensor._version == version]
+        if len(kept) < len(held):
+            probes.distrust({index for index, tensor, version in held if tensor._version != version})
+        for index, _, _ in held:
+            self._calls[index] += 1
+        readings = self._readings
+        self._collector.measured += self._outputs.measure(
+            [index for index, _ in kept],
+            [readings[index] for index, _ in kept],
+            [tensor for _, tensor in kept],
+        )
+        self._collector.measured += self._signals.measure(
+            [index for index, _ in signals], [SIGNAL] * len(signals), [signal for _, signal in signals]
+        )
+        shown, self._shown = self._shown, []
+        if shown:
+            probes.trust({index for index, _, _ in shown})
+            probes.distrust({index for index, tensor, version in shown if tensor._version != version})
 
     def take(self) -> LayerStep:
         """Return what the step measured, and forget it."""

@@ -116,7 +116,7 @@ class Recorder:
         with _guard(self):
             self._started = perf_counter()
             self._rates: dict[str, float | Tensor] = {}
-            self._flow.take()
+            self._flow.forget(probes)
             self._weights.forget()
             probes.attach()
             if not self._recorded and self._flow.dataflow is None:
@@ -171,6 +171,8 @@ class Recorder:
     def _take(self, facts: Mapping[str, float | Tensor], started: float) -> None:
         self._weights.after_update(self._optimizers)
         parameters = self._weights.take()
+        if self._probes is not None:
+            self._flow.gather(self._probes)
         layers = self._flow.take()
         if self._flow.news:
             self._learn()

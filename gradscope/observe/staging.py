@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradscope.observe.activations import Limits
+from gradscope.observe.probes import SMALL
 from gradscope.summarise import (
     count_between,
     dense_entries,
@@ -21,10 +23,10 @@ from gradscope.summarise import (
     sample_of,
 )
 
-# A tensor of at most this many entries is copied; that is cheaper than the calls that summarising it takes.
-SMALL = 16384
 # No more entries than this are held of one shape; then they are summarised before the step's end.
 HELD = 1 << 21
+# Tensors that were held until the step's end are summarised so many entries at a time: they fit the cache.
+BLOCK = 1 << 19
 
 
 class Reading(NamedTuple):
@@ -81,7 +83,7 @@ class Collector:
 
     def __init__(self) -> None:
         self._stages: dict[tuple[Reading, torch.Size, torch.dtype, torch.device], Stage] = {}
-        self._measured: list[Measured] = []
+        self.measured: list[Measured] = []
 
     def add(self, reading: Reading, owner: int, tensor: Tensor) -> None:
         """Take the statistics of a tensor that belongs to layer `owner`; the tensor is not kept."""
@@ -94,20 +96,102 @@ class Collector:
             rows[len(owners)].copy_(tensor.abs() if tensor.dtype.is_complex else tensor)
             owners.append(owner)
             if len(owners) == len(rows):
-                self._measured.append(stage.summarise())
+                self.measured.append(stage.summarise())
         elif tensor.numel():
-            self._measured.append(_measure_whole(reading, owner, tensor))
+            self.measured.append(_measure_whole(reading, owner, tensor))
 
     def take(self) -> list[Measured]:
         """Return everything gathered since the last call; stages that were of no use are dropped."""
         idle = [key for key, stage in self._stages.items() if not stage.owners]
         for stage in self._stages.values():
             if stage.owners:
-                self._measured.append(stage.summarise())
+                self.measured.append(stage.summarise())
         for key in idle if len(self._stages) > 64 else ():
             del self._stages[key]
-        taken, self._measured = self._measured, []
+        taken, self.measured = self.measured, []
         return taken
+
+
+class Bench:
+    """Where the tensors that were held in a step are laid side by side, a block at a time, and summarised.
+
+    Models repeat themselves: how the tensors are grouped is kept until a step differs.
+    """
+
+    def __init__(self) -> None:
+        self._owners: list[int] = []
+        self._readings: list[Reading] = []
+        self._kinds: list[tuple[torch.Size, torch.dtype]] = []
+        self._groups: list[_Group] = []
+        self._room: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    @torch.no_grad()
+    def measure(self, owners: list[int], readings: list[Reading], tensors: list[Tensor]) -> list[Measured]:
+        """Return the statistics of tensors, each with its owner and how it is read."""
+        kinds = [(tensor.shape, tensor.dtype) for tensor in tensors]
+        if owners != self._owners or kinds != self._kinds or readings != self._readings:
+            self._owners, self._readings, self._kinds = owners, readings, kinds
+            self._groups = _grouped(owners, readings, tensors)
+        measured: list[Measured] = []
+        for group in self._groups:
+            members = [tensors[place] for place in group.places]
+            measured += group.measure(self._stack(members))
+        return measured
+
+    def _stack(self, members: list[Tensor]) -> Tensor:
+        first = members[0]
+        if first.dtype.is_complex:
+            members = [member.abs() for member in members]
+        dtype, device, entries = _wide(first.dtype), first.device, first.numel() * len(members)
+        room = self._room.get((dtype, device))
+        if room is None or room.numel() < entries:
+            room = self._room[dtype, device] = torch.empty(max(entries, BLOCK), dtype=dtype, device=device)
+        stack = room[:entries].view(len(members), *first.shape)
+        return torch.stack(members, out=stack)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Tensors of one shape: their places among all, and where those that are read alike begin and end."""
+
+    places: list[int]
+    spans: list[tuple[Reading, int, int, list[int]]]
+
+    def measure(self, stack: Tensor) -> list[Measured]:
+        matrix = stack.view(len(self.places), -1)
+        signal = self.spans[0][0].signal
+        table = magnitudes_of_rows(matrix) if signal else moments_of_rows(matrix)
+        measured = []
+        for reading, start, end, owners in self.spans:
+            saturated, live = _further(reading, stack[start:end])
+            measured.append(Measured(reading, owners, matrix.shape[1], table[:, start:end], saturated, live))
+        return measured
+
+
+def _grouped(owners: Sequence[int], readings: Sequence[Reading], tensors: Sequence[Tensor]) -> list[_Group]:
+    """Group tensors by shape, type and device, in each group those together that are read alike."""
+    kinds: dict[object, dict[Reading, list[int]]] = {}
+    for place, (tensor, reading) in enumerate(zip(tensors, readings, strict=True)):
+        kind = (reading.signal, tensor.shape, tensor.dtype, tensor.device)
+        kinds.setdefault(kind, {}).setdefault(reading, []).append(place)
+    groups = []
+    for alike in kinds.values():
+        ordered = [(reading, place) for reading, places in alike.items() for place in places]
+        most = max(1, BLOCK // tensors[ordered[0][1]].numel())
+        for start in range(0, len(ordered), most):
+            groups.append(_group(ordered[start : start + most], owners))
+    return groups
+
+
+def _group(ordered: list[tuple[Reading, int]], owners: Sequence[int]) -> _Group:
+    spans: list[tuple[Reading, int, int, list[int]]] = []
+    for row, (reading, place) in enumerate(ordered):
+        if not spans or spans[-1][0] != reading:
+            spans.append((reading, row, row, []))
+        last = spans[-1]
+        last[3].append(owners[place])
+        spans[-1] = (reading, last[1], row + 1, last[3])
+    return _Group([place for _, place in ordered], spans)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -117,10 +201,15 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _measure_stack(reading: Reading, owners: list[int], stack: Tensor) -> Measured:
     matrix = stack.view(len(owners), -1)
     table = magnitudes_of_rows(matrix) if reading.signal else moments_of_rows(matrix)
+    return Measured(reading, owners, matrix.shape[1], table, *_further(reading, stack))
+
+
+def _further(reading: Reading, stack: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return the share of saturated entries and the live units of each row, where they are wanted."""
     limits, axis = reading.limits, reading.unit_axis
-    saturated = 1.0 - count_between(matrix, limits.low, limits.high) if limits else None
+    saturated = 1.0 - count_between(stack.view(len(stack), -1), *limits) if limits else None
     live = live_units(stack, axis) if axis is not None else None
-    return Measured(reading, owners, matrix.shape[1], table, saturated, live)
+    return saturated, live
 
 
 def _measure_whole(reading: Reading, owner: int, tensor: Tensor) -> Measured:

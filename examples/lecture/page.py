@@ -116,7 +116,7 @@ def main(experiment: Callable[[bool], Result]) -> None:
     seconds = time.perf_counter() - started
     print_result(result, Console(width=None if sys.stdout.isatty() else 110))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(render(result, script, arguments.quick, seconds), encoding="utf-8")
+    arguments.output.write_text(render(result, script, arguments.quick), encoding="utf-8")
     print(f"{seconds:.1f} s, page: {arguments.output}")
     sys.exit(0 if all(claim.holds for claim in result.claims) else 1)
 
@@ -144,7 +144,7 @@ def _rich(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return table
 
 
-def render(result: Result, script: Path, quick: bool, seconds: float) -> str:
+def render(result: Result, script: Path, quick: bool) -> str:
     """Return the page as one HTML file that loads nothing from elsewhere."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -154,7 +154,6 @@ def render(result: Result, script: Path, quick: bool, seconds: float) -> str:
         result=result,
         script=script.name,
         quick=quick,
-        seconds=seconds,
         held=sum(claim.holds for claim in result.claims),
         charts=[_chart_json(figure.chart) for figure in result.figures],
         code=[inspect.getsource(function).rstrip() for function in result.code],

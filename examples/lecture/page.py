@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import base64
-import gzip
 import inspect
 import sys
 import time
@@ -16,9 +14,10 @@ from typing import Any
 import jinja2
 import plotly.graph_objects as go
 import torch
-from plotly.offline import get_plotlyjs
 from rich.console import Console
 from rich.table import Table as RichTable
+
+from gradscope.present.html import packed_plotly
 
 HERE = Path(__file__).parent
 REPORTS = HERE.parent.parent / "reports"
@@ -107,9 +106,8 @@ def main(experiment: Callable[[bool], Result]) -> None:
     parser.add_argument("--quick", action="store_true", help="a smaller version with claims of its own")
     parser.add_argument("--output", type=Path, default=REPORTS / f"{script.stem}.html", help="page to write")
     arguments = parser.parse_args()
-    torch.set_num_threads(
-        1
-    )  # small matrices: a second thread costs more than it brings, and may round otherwise
+    # Small matrices: a second thread costs more than it brings, and may round otherwise.
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     started = time.perf_counter()
     result = experiment(arguments.quick)
@@ -157,7 +155,7 @@ def render(result: Result, script: Path, quick: bool) -> str:
         held=sum(claim.holds for claim in result.claims),
         charts=[_chart_json(figure.chart) for figure in result.figures],
         code=[inspect.getsource(function).rstrip() for function in result.code],
-        plotly=_plotly(),
+        plotly=packed_plotly(),
         versions=f"torch {torch.__version__}",
     )
 
@@ -166,8 +164,3 @@ def _chart_json(chart: go.Figure) -> str:
     """Return a figure as JSON that may stand inside a script element."""
     chart = go.Figure(chart).update_layout(template="none", colorway=COLORS)
     return str(chart.to_json()).replace("</", "<\\/")
-
-
-def _plotly() -> str:
-    """Return plotly.js compressed and as text: 2 MB instead of 5, unpacked by the browser."""
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()

@@ -54,7 +54,7 @@ def fill(template: str, figures: Mapping[str, str] | None, **content: Any) -> st
             script=script,
             policy=_policy(script, _plotly()) if script else _policy(),
             payload=_packed(_payload(figures)) if figures else "",
-            plotly=_packed_plotly() if figures else "",
+            plotly=packed_plotly() if figures else "",
             **content,
         )
     )
@@ -100,7 +100,8 @@ def _plotly() -> str:
 
 
 @cache
-def _packed_plotly() -> str:
+def packed_plotly() -> str:
+    """Return plotly.js packed: 2 MB instead of 5, unpacked by the browser."""
     return _packed(_plotly())
 
 

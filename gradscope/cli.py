@@ -245,10 +245,14 @@ def treat(
     """
     if (target is None) == (program is None):
         raise click.UsageError("give either MODULE:FUNCTION or --demo NAME")
+    from contextlib import nullcontext
+
+    from gradscope.demo import one_thread
     from gradscope.treat.session import patient_of_demo, patient_of_module, treat_shown
 
     name, build, data = patient_of_demo(program) if program else patient_of_module(str(target))
-    treat_shown(build, data, output / name, steps, seeds, time_limit or float("inf"), _console())
+    with one_thread() if program else nullcontext():
+        treat_shown(build, data, output / name, steps, seeds, time_limit or float("inf"), _console())
     return CLEAN
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -60,7 +62,7 @@ def run_demos(names: Sequence[str], output: Path, console: Console, seed: int = 
     programs = [find_program(name) for name in names] or list(PROGRAMS.values())
     output.mkdir(parents=True, exist_ok=True)
     outcomes = []
-    with _progress(console) as progress:
+    with one_thread(), _progress(console) as progress:
         for program in programs:
             outcome = _run_shown(program, output, seed, progress)
             (output / f"{program.name}.html").write_text(html.render(outcome.report), encoding="utf-8")
@@ -69,6 +71,17 @@ def run_demos(names: Sequence[str], output: Path, console: Console, seed: int = 
     console.print(verdict_table(outcomes))
     console.print(f"reports: {output / 'index.html'}", soft_wrap=True)
     return outcomes
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute in one thread: for matrices as small as the programs' a second one only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def find_program(name: str) -> Program:

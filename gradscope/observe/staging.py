@@ -135,19 +135,20 @@ class Bench:
         measured: list[Measured] = []
         for group in self._groups:
             members = [tensors[place] for place in group.places]
-            measured += group.measure(self._stack(members))
+            measured += group.measure(*self._stack(members))
         return measured
 
-    def _stack(self, members: list[Tensor]) -> Tensor:
+    def _stack(self, members: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the tensors side by side, and as much scratch."""
         first = members[0]
         if first.dtype.is_complex:
             members = [member.abs() for member in members]
         dtype, device, entries = _wide(first.dtype), first.device, first.numel() * len(members)
         room = self._room.get((dtype, device))
-        if room is None or room.numel() < entries:
-            room = self._room[dtype, device] = torch.empty(max(entries, BLOCK), dtype=dtype, device=device)
+        if room is None or room.numel() < 2 * entries:
+            room = self._room[dtype, device] = torch.empty(2 * entries, dtype=dtype, device=device)
         stack = room[:entries].view(len(members), *first.shape)
-        return torch.stack(members, out=stack)
+        return torch.stack(members, out=stack), room[entries : 2 * entries].view(len(members), -1)
 
 
 @dataclass(frozen=True)
@@ -157,10 +158,10 @@ class _Group:
     places: list[int]
     spans: list[tuple[Reading, int, int, list[int]]]
 
-    def measure(self, stack: Tensor) -> list[Measured]:
+    def measure(self, stack: Tensor, scratch: Tensor) -> list[Measured]:
         matrix = stack.view(len(self.places), -1)
         signal = self.spans[0][0].signal
-        table = magnitudes_of_rows(matrix) if signal else moments_of_rows(matrix)
+        table = (magnitudes_of_rows if signal else moments_of_rows)(matrix, scratch)
         measured = []
         for reading, start, end, owners in self.spans:
             saturated, live = _further(reading, stack[start:end])

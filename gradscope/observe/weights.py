@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,76 +17,100 @@ from torch.optim import Optimizer
 from gradscope.observe.parameters import local_part
 from gradscope.observe.pieces import ParameterStep, Piece
 from gradscope.summarise import (
+    LARGE,
     dense_entries,
     magnitudes_of_whole,
     moments_of_padded,
-    moments_of_whole,
     norm_of_whole,
     norms_of_rows,
+    shares_below,
+    spread_of_whole,
 )
 
 WEIGHT = ("weight_std", "weight_rms", "weight_absmax", "", "weight_nonfinite")
 GRADIENT = ("", "gradient_rms", "gradient_absmax", "gradient_zero_fraction", "gradient_nonfinite")
+# So many parameters of one shape have a shelf of their own.
+ALIKE = 3
+# Padding of fewer entries than this costs less than a shelf more.
+NARROW = 1024
+# Entries of large parameters are sampled in runs of this length: 64 bytes of float32.
+RUN = 16
 
 
 class Shelf:
     """Room for small parameters of about one size, side by side and padded with zeros.
 
-    Three layers of rows: weights before the update, gradients, and what is read after the update.
+    Layers of rows: weights before the update, gradients, what is read after the update, and two of scratch.
+    Parameters of one shape need no padding; torch lays those side by side several times faster.
     """
 
-    def __init__(self, rows: list[int], parameters: list[Tensor], width: int) -> None:
-        self.rows, count = rows, len(rows)
+    def __init__(self, rows: list[int], places: list[int], parameters: list[Tensor], width: int) -> None:
+        self.rows, self.places, count = rows, places, len(rows)
         first = parameters[0]
         dtype = torch.float64 if first.dtype in (torch.float64, torch.complex128) else torch.float32
-        self.block = torch.zeros((3 * count, width), dtype=dtype, device=first.device)
-        self.sizes = [parameter.numel() for parameter in parameters]
-        doubled = torch.tensor(self.sizes * 2, dtype=torch.float64)
-        self.doubled = doubled.to(first.device)
-        views = [
-            row[: parameters[index % count].numel()].view(parameters[index % count].shape)
-            for index, row in enumerate(self.block.unbind(0))
+        self.block = torch.zeros((5 * count, width), dtype=dtype, device=first.device)
+        self.sizes = torch.tensor([item.numel() for item in parameters], dtype=torch.float64).to(first.device)
+        self.doubled = self.sizes.repeat(2)
+        self.alike = width == first.numel() and all(item.shape == first.shape for item in parameters)
+        shape = first.shape if self.alike else (width,)
+        self.layers = [self.block[start : start + count] for start in range(0, 5 * count, count)]
+        self._stacks = [layer.view(count, *shape) for layer in self.layers]
+        self._views = [
+            [row[: item.numel()].view(item.shape) for row, item in zip(layer, parameters, strict=True)]
+            for layer in self.layers
         ]
-        self.before, self.gradients, self.after = views[:count], views[count : 2 * count], views[2 * count :]
 
-    def update_norms(self, now: list[Tensor]) -> Tensor:
-        """Return the norms of the change since `before` was filled."""
+    def fill(self, layer: int, tensors: list[Tensor]) -> Tensor:
+        """Lay one tensor for each parameter into a layer of rows; return the layer."""
+        if self.alike:
+            torch.stack(tensors, out=self._stacks[layer])
+        else:
+            torch._foreach_copy_(self._views[layer], tensors)
+        return self.layers[layer]
+
+    def fill_some(self, layer: int, which: list[int], tensors: list[Tensor]) -> Tensor:
+        """Lay tensors into some rows of a layer; return those rows."""
+        torch._foreach_copy_([self._views[layer][index] for index in which], tensors)
+        return self.layers[layer][which]
+
+    def measure(self) -> Tensor:
+        """Return the statistics of weights before the update, then those of gradients: (5, 2 rows)."""
         count = len(self.rows)
-        torch._foreach_copy_(self.after, now)
-        later = self.block[2 * count :]
-        return norms_of_rows(later.sub_(self.block[:count]))
+        return moments_of_padded(self.block[: 2 * count], self.doubled, self.block[3 * count :])
 
-    def norms(self, places: list[int], tensors: list[Tensor]) -> Tensor:
-        """Return the norms of tensors shaped like the parameters at `places`."""
-        return norms_of_rows(self.later(places, tensors))
 
-    def shares_below(self, places: list[int], tensors: list[Tensor], floors: list[float]) -> Tensor:
-        """Return the share of entries below a floor of each tensor."""
-        rows = self.later(places, tensors)
-        limits = torch.tensor(floors, dtype=rows.dtype, device=rows.device)[:, None]
-        sizes = self.doubled[places]
-        below = torch.lt(rows, limits, out=torch.empty_like(rows)).sum(1).double()
-        return (below - (rows.shape[1] - sizes) * (limits[:, 0] > 0)) / sizes
+@dataclass(frozen=True)
+class _Plan:
+    """How a set of parameters is read, which holds as long as their sizes do.
 
-    def later(self, places: list[int], tensors: list[Tensor]) -> Tensor:
-        """Return tensors shaped like the parameters at `places` as padded rows."""
-        count = len(self.rows)
-        torch._foreach_copy_([self.after[place] for place in places], tensors)
-        later = self.block[2 * count :]
-        return later if len(places) == count else later[places]
+    rows: in the table; plain: whether no parameter is a shard; large: the places of those on no shelf.
+    """
+
+    rows: list[int]
+    parameters: list[Tensor]
+    sizes: list[int]
+    counts: dict[int, int]
+    plain: bool
+    shelves: list[Shelf]
+    large: list[int]
+
+    def values(self) -> list[Tensor]:
+        """Return the parameters, of sharded ones this rank's part."""
+        return self.parameters if self.plain else [local_part(item) for item in self.parameters]
 
 
 @dataclass
 class _Opened:
     """One optimizer's parameters between the two readings around its update.
 
-    sampled: entries of large parameters before the update; gradients: with their version, which counts
-    changes in place.
+    gradients: with their versions, which count changes in place; sampled: entries of large parameters before
+    the update, by place.
     """
 
-    shelves: list[Shelf]
+    plan: _Plan
+    gradients: list[Tensor | None]
+    versions: list[int]
     sampled: dict[int, Tensor] = field(default_factory=dict)
-    gradients: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
 
 
 class ParameterProbe:
@@ -97,11 +122,11 @@ class ParameterProbe:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], update_sample: int) -> None:
         self._names = list(parameters)
+        self._row = {id(parameter): row for row, parameter in enumerate(parameters.values())}
         self._parameters = list(parameters.values())
-        self._row = {id(parameter): row for row, parameter in enumerate(self._parameters)}
         self._sample = update_sample
         self._chosen: dict[int, Tensor] = {}
-        self._shelves: dict[tuple[int, ...], list[Shelf]] = {}
+        self._plans: dict[tuple[int, ...], _Plan] = {}
         self.forget()
 
     def forget(self) -> None:
@@ -109,104 +134,133 @@ class ParameterProbe:
         self._step = ParameterStep(len(self._parameters))
         self._open: dict[int, _Opened] = {}
 
-    @torch.no_grad()
-    def before_update(self, optimizer: Optimizer, scale: float | Tensor = 1.0) -> None:
-        """Read weights and gradients of one optimizer's parameters; `scale` is what the gradients carry."""
-        rows = tuple(self._unread(optimizer))
-        if not rows:
-            return
-        if rows not in self._shelves:
-            self._shelves[rows] = self._build(rows)
-        opened = self._open[id(optimizer)] = _Opened(self._shelves[rows])
-        for row in rows:
-            parameter = self._parameters[row]
-            gradient = parameter.grad
-            if isinstance(scale, Tensor) or scale != 1.0:
-                self._step.scales[row] = scale
-            if parameter.requires_grad:
-                self._step.missing[row] = float(gradient is None)
-            if gradient is not None:
-                opened.gradients[row] = gradient, gradient._version
-        for shelf in opened.shelves:
-            self._fill(shelf, opened)
-        on_shelves = {row for shelf in opened.shelves for row in shelf.rows}
-        for row in rows:
-            if row not in on_shelves:
-                self._read_large(row, opened)
-
     def has_read(self, optimizer: Optimizer) -> bool:
         """Return whether an optimizer's parameters were read, and its update not yet."""
         return id(optimizer) in self._open
 
-    def _unread(self, optimizer: Optimizer) -> Iterable[int]:
-        """Yield the rows to read now; one read before in this step (LBFGS) keeps its first."""
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                row = self._row.get(id(parameter))
-                if row is None or is_lazy(parameter):
-                    continue
-                again = row in self._step.counts
-                self._step.repeated |= again
-                size = local_part(parameter).numel() * (2 if parameter.dtype.is_complex else 1)
-                self._step.counts[row] = size
-                if size and not again:
-                    yield row
+    @torch.no_grad()
+    def before_update(self, optimizer: Optimizer, scale: float | Tensor = 1.0) -> None:
+        """Read weights and gradients of one optimizer's parameters; `scale` is what the gradients carry."""
+        plan = self._plan_of([item for group in optimizer.param_groups for item in group["params"]])
+        counts = self._step.counts
+        if any(row in counts for row in plan.rows):  # read before in this step (LBFGS): the first counts
+            self._step.repeated = True
+            plan = self._plan_of(
+                [item for row, item in zip(plan.rows, plan.parameters, strict=True) if row not in counts]
+            )
+        counts.update(plan.counts)
+        if not plan.rows:
+            return
+        gradients = [parameter.grad for parameter in plan.parameters]
+        versions = [-1 if gradient is None else gradient._version for gradient in gradients]
+        opened = self._open[id(optimizer)] = _Opened(plan, gradients, versions)
+        self._note(plan, gradients, scale)
+        values = plan.values()
+        for shelf in plan.shelves:
+            self._read_shelf(shelf, values, gradients)
+        for place in plan.large:
+            self._read_large(place, values[place], opened)
 
-    def _build(self, rows: tuple[int, ...]) -> list[Shelf]:
-        """Sort small parameters onto shelves by size (within a factor of four), dtype and device."""
-        kinds: dict[tuple[int, torch.dtype, torch.device], list[int]] = {}
-        for row in rows:
-            values = self._values(row)
-            if values.numel() <= self._sample and not values.dtype.is_complex:
-                width = 4 ** math.ceil(math.log(values.numel(), 4) - 1e-9)
-                kinds.setdefault((width, values.dtype, values.device), []).append(row)
+    def _note(self, plan: _Plan, gradients: list[Tensor | None], scale: float | Tensor) -> None:
+        if isinstance(scale, Tensor) or scale != 1.0:
+            self._step.scales.update(dict.fromkeys(plan.rows, scale))
+        for row, parameter, gradient in zip(plan.rows, plan.parameters, gradients, strict=True):
+            if parameter.requires_grad:
+                self._step.missing[row] = 1.0 if gradient is None else 0.0
+
+    def _plan_of(self, parameters: list[Tensor]) -> _Plan:
+        """Return how to read parameters: as the last time, unless their sizes have changed."""
+        key = tuple(map(id, parameters))
+        plan = self._plans.get(key)
+        if plan is None or [item.numel() for item in plan.parameters] != plan.sizes:
+            plan = self._build(parameters)
+            if len(plan.parameters) == len(parameters):
+                self._plans[key] = plan
+        return plan
+
+    def _build(self, parameters: list[Tensor]) -> _Plan:
+        known = [item for item in parameters if id(item) in self._row and not is_lazy(item)]
+        counts = {
+            self._row[id(item)]: local_part(item).numel() * (2 if item.dtype.is_complex else 1)
+            for item in known
+        }
+        read = [item for item in known if counts[self._row[id(item)]]]
+        rows = [self._row[id(item)] for item in read]
+        shelves = self._shelves(rows, [local_part(item) for item in read])
+        small = {place for shelf in shelves for place in shelf.places}
+        return _Plan(
+            rows,
+            read,
+            [item.numel() for item in read],
+            counts,
+            all(type(item) in (Tensor, nn.Parameter) for item in read),
+            shelves,
+            [place for place in range(len(rows)) if place not in small],
+        )
+
+    def _shelves(self, rows: list[int], values: list[Tensor]) -> list[Shelf]:
+        """Sort small parameters onto shelves: by shape, or by size (within a factor of four) if rare."""
+        small = [
+            place
+            for place, item in enumerate(values)
+            if item.numel() <= self._sample and not item.dtype.is_complex
+        ]
+        alike = Counter(values[place].shape for place in small)
+        kinds: dict[tuple[Any, ...], list[int]] = {}
+        for place in small:
+            item = values[place]
+            shape: Any = item.shape if alike[item.shape] >= ALIKE else None
+            width = item.numel() if shape else max(NARROW, 4 ** math.ceil(math.log(item.numel(), 4) - 1e-9))
+            kinds.setdefault((shape, width, item.dtype, item.device), []).append(place)
         return [
-            Shelf(members, [self._values(row) for row in members], width)
-            for (width, _, _), members in kinds.items()
+            Shelf([rows[place] for place in places], places, [values[place] for place in places], kind[1])
+            for kind, places in kinds.items()
         ]
 
-    def _values(self, row: int) -> Tensor:
-        return local_part(self._parameters[row])
-
-    def _fill(self, shelf: Shelf, opened: _Opened) -> None:
-        torch._foreach_copy_(shelf.before, [self._values(row) for row in shelf.rows])
-        count = len(shelf.rows)
-        places = [place for place, row in enumerate(shelf.rows) if _is_dense(opened, row)]
-        if len(places) < count:
-            shelf.block[count : 2 * count].zero_()
-            for row in shelf.rows:
-                if row in opened.gradients and not _is_dense(opened, row):
-                    self._step.pieces.append(Piece(GRADIENT, [row], _by_itself(opened.gradients[row][0])))
-        if places:
-            gradients = [local_part(opened.gradients[shelf.rows[place]][0]) for place in places]
-            torch._foreach_copy_([shelf.gradients[place] for place in places], gradients)
-        statistics = moments_of_padded(shelf.block[: 2 * count], shelf.doubled)
-        self._step.pieces.append(Piece(WEIGHT, shelf.rows, statistics[:, :count]))
-        with_gradient = [shelf.rows[place] for place in places]
-        chosen = statistics[:, count:] if len(places) == count else statistics[:, [count + p for p in places]]
-        self._step.pieces.append(Piece(GRADIENT, with_gradient, chosen))
-
-    def _read_large(self, row: int, opened: _Opened) -> None:
-        entries = real_entries(self._values(row))
-        _, std, rms, low, high, zeros, nonfinite = moments_of_whole(entries).unbind(0)
-        self._step.pieces.append(
+    def _read_shelf(self, shelf: Shelf, values: list[Tensor], gradients: list[Tensor | None]) -> None:
+        shelf.fill(0, [values[place] for place in shelf.places])
+        members = [gradients[place] for place in shelf.places]
+        count, add = len(members), self._step.pieces.append
+        dense = [index for index, gradient in enumerate(members) if _is_dense(gradient)]
+        if len(dense) == count:
+            shelf.fill(1, [local_part(gradient) for gradient in members if gradient is not None])
+        else:
+            shelf.layers[1].zero_()
+            chosen = [(index, members[index]) for index in dense]
+            if chosen:
+                shelf.fill_some(
+                    1, dense, [local_part(gradient) for _, gradient in chosen if gradient is not None]
+                )
+            for row, gradient in zip(shelf.rows, members, strict=True):
+                if gradient is not None and not _is_dense(gradient):
+                    add(Piece(GRADIENT, [row], _by_itself(gradient)))
+        statistics = shelf.measure()
+        add(Piece(WEIGHT, shelf.rows, statistics[:, :count]))
+        gradient_rows, whole = [shelf.rows[index] for index in dense], len(dense) == count
+        add(
             Piece(
-                WEIGHT, [row], torch.stack([std, rms, torch.maximum(-low, high), zeros, nonfinite])[:, None]
+                GRADIENT, gradient_rows, statistics[:, count:] if whole else statistics[:, count:][:, dense]
             )
         )
-        if row in opened.gradients:
-            self._step.pieces.append(Piece(GRADIENT, [row], _by_itself(opened.gradients[row][0])))
-        opened.sampled[row] = self._chosen_entries(row, entries).clone()
+
+    def _read_large(self, place: int, value: Tensor, opened: _Opened) -> None:
+        row, entries = opened.plan.rows[place], real_entries(value)
+        self._step.pieces.append(Piece(WEIGHT, [row], spread_of_whole(entries)[:, None]))
+        gradient = opened.gradients[place]
+        if gradient is not None:
+            self._step.pieces.append(Piece(GRADIENT, [row], _by_itself(gradient)))
+        opened.sampled[place] = self._chosen_entries(row, entries).clone()
 
     def _chosen_entries(self, row: int, entries: Tensor) -> Tensor:
-        """Return the entries whose update is measured."""
-        if entries.numel() <= self._sample:
-            return entries
+        """Return the entries whose update is measured: short runs, as memory is read by cache lines."""
+        if entries.numel() <= self._sample or self._sample < RUN:
+            return entries[: self._sample]
         if row not in self._chosen:
             generator = torch.Generator().manual_seed(zlib.crc32(self._names[row].encode()))
-            chosen = torch.randint(entries.numel(), (self._sample,), generator=generator).sort().values
-            self._chosen[row] = chosen.to(entries.device)
-        return torch.index_select(entries, 0, self._chosen[row])
+            runs = torch.randint(entries.numel() // RUN, (self._sample // RUN,), generator=generator)
+            self._chosen[row] = runs.sort().values.to(entries.device)
+        lines = entries[: entries.numel() // RUN * RUN].view(-1, RUN)
+        return torch.index_select(lines, 0, self._chosen[row]).view(-1)
 
     @torch.no_grad()
     def after_update(self, optimizers: Sequence[Optimizer]) -> None:
@@ -225,85 +279,98 @@ class ParameterProbe:
         return step
 
     def _read_updates(self, opened: _Opened) -> None:
-        for shelf in opened.shelves:
-            now = [self._values(row) for row in shelf.rows]
-            self._step.pieces.append(Piece(("update_norm",), shelf.rows, shelf.update_norms(now)[None]))
-        for row, before in opened.sampled.items():
-            entries = real_entries(self._values(row))
+        values = opened.plan.values()
+        for shelf in opened.plan.shelves:
+            change = shelf.fill(2, [values[place] for place in shelf.places]).sub_(shelf.layers[0])
+            self._step.pieces.append(Piece(("update_norm",), shelf.rows, norms_of_rows(change)[None]))
+        for place, before in opened.sampled.items():
+            row, entries = opened.plan.rows[place], real_entries(values[place])
             after = self._chosen_entries(row, entries)
             norm = norm_of_whole(after - before) * math.sqrt(entries.numel() / after.numel())
             self._step.pieces.append(Piece(("update_norm",), [row], norm.view(1, 1)))
 
     def _read_clipped(self, opened: _Opened) -> None:
         """Read the gradients that have changed since; those that haven't were not clipped."""
-        changed: dict[int, Tensor] = {}
-        for row, (gradient, version) in opened.gradients.items():
-            now = self._parameters[row].grad
-            if now is not None and (now is not gradient or now._version != version):
-                changed[row] = now
-        self._step.changed |= set(changed)
-        self._norms_of("clipped_gradient_norm", changed, opened)
+        plan, now = opened.plan, [parameter.grad for parameter in opened.plan.parameters]
+        changed = {
+            place: gradient
+            for place, (gradient, before, version) in enumerate(
+                zip(now, opened.gradients, opened.versions, strict=True)
+            )
+            if gradient is not None
+            and before is not None
+            and (gradient is not before or gradient._version != version)
+        }
+        if changed:
+            self._step.changed.update(plan.rows[place] for place in changed)
+            self._read_norms("clipped_gradient_norm", changed, opened, exactly=True)
 
     def _read_state(self, opened: _Opened, optimizer: Optimizer) -> None:
-        first: dict[int, Tensor] = {}
-        second: dict[int, Tensor] = {}
-        denominators: dict[int, tuple[Tensor, float]] = {}
-        for group, parameter, state in _states(optimizer):
-            row = self._row.get(id(parameter), -1)
-            if row not in self._step.counts:
-                continue
-            moment = state.get("exp_avg", state.get("momentum_buffer"))
-            square = state.get("exp_avg_sq", state.get("square_avg"))
-            if isinstance(moment, Tensor):
-                first[row] = moment
-            if isinstance(square, Tensor):
-                second[row] = square
-                floor = _floor(group, state)
-                if floor is not None:
-                    denominators[row] = state.get("max_exp_avg_sq", square), floor
-        self._norms_of("momentum_norm", first, opened)
-        self._norms_of("second_moment_norm", second, opened)
-        self._shares_below(denominators, opened)
+        first, second, denominators, floors = _moments(opened.plan.parameters, optimizer)
+        self._read_norms("momentum_norm", first, opened)
+        left = self._read_norms("second_moment_norm", second, opened, denominators, floors)
+        for place, square in left.items():
+            row = opened.plan.rows[place]
+            entries = self._chosen_entries(row, real_entries(local_part(square)))
+            share = (entries < floors[place]).sum().double() / entries.numel()
+            self._step.pieces.append(Piece(("epsilon_fraction",), [row], share.view(1, 1)))
 
-    def _shares_below(self, denominators: Mapping[int, tuple[Tensor, float]], opened: _Opened) -> None:
-        done: set[int] = set()
-        for shelf in opened.shelves:
-            places = [place for place, row in enumerate(shelf.rows) if row in denominators]
-            if places:
-                rows = [shelf.rows[place] for place in places]
-                squares = [local_part(denominators[row][0]) for row in rows]
-                shares = shelf.shares_below(places, squares, [denominators[row][1] for row in rows])
-                self._step.pieces.append(Piece(("epsilon_fraction",), rows, shares[None]))
-                done.update(rows)
-        for row, (square, floor) in denominators.items():
-            if row not in done:
-                entries = self._chosen_entries(row, real_entries(local_part(square)))
-                share = (entries < floor).sum().double() / entries.numel()
-                self._step.pieces.append(Piece(("epsilon_fraction",), [row], share.view(1, 1)))
+    def _read_norms(
+        self,
+        column: str,
+        tensors: Mapping[int, Tensor],
+        opened: _Opened,
+        denominators: Mapping[int, Tensor] | None = None,
+        floors: Mapping[int, float] | None = None,
+        exactly: bool = False,
+    ) -> dict[int, Tensor]:
+        """Read the norms of tensors shaped like the parameters at their places, large ones from a sample.
 
-    def _norms_of(self, column: str, tensors: Mapping[int, Tensor], opened: _Opened) -> None:
-        """Read the norms of tensors shaped like the parameters of their rows."""
-        done: set[int] = set()
-        for shelf in opened.shelves:
-            places = [
-                place
-                for place, row in enumerate(shelf.rows)
-                if row in tensors and tensors[row].layout == torch.strided
+        Where they are the denominators too, read also which share is below the floors; return the
+        denominators for which that is still to be done.
+        """
+        if not tensors:
+            return dict(denominators or {})
+        left, large = dict(denominators or {}), set(tensors)
+        for shelf in opened.plan.shelves:
+            which = [
+                index
+                for index, place in enumerate(shelf.places)
+                if place in tensors and tensors[place].layout is torch.strided
             ]
-            if places:
-                rows = [shelf.rows[place] for place in places]
-                done.update(rows)
-                norms = shelf.norms(places, [local_part(tensors[row].detach()) for row in rows])
-                self._step.pieces.append(Piece((column,), rows, norms[None]))
-        for row, tensor in tensors.items():
-            if row not in done:
-                self._step.pieces.append(
-                    Piece((column,), [row], norm_of_whole(gradient_entries(tensor)).view(1, 1))
+            if not which:
+                continue
+            places = [shelf.places[index] for index in which]
+            large.difference_update(places)
+            members = [local_part(tensors[place]) for place in places]
+            whole = len(which) == len(shelf.rows)
+            matrix = shelf.fill(2, members) if whole else shelf.fill_some(2, which, members)
+            rows = [shelf.rows[index] for index in which]
+            self._step.pieces.append(Piece((column,), rows, norms_of_rows(matrix)[None]))
+            if floors and all(left.get(place) is tensors[place] for place in places):
+                shares = shares_below(
+                    matrix,
+                    [floors[place] for place in places],
+                    shelf.sizes if whole else shelf.sizes[which],
+                    shelf.layers[3][: len(which)],
                 )
+                self._step.pieces.append(Piece(("epsilon_fraction",), rows, shares[None]))
+                for place in places:
+                    del left[place]
+        for place in sorted(large):
+            row, entries = opened.plan.rows[place], gradient_entries(tensors[place])
+            factor = 1.0
+            if not exactly and entries.numel() > LARGE:
+                factor, entries = (
+                    math.sqrt(entries.numel() / self._sample),
+                    self._chosen_entries(row, entries),
+                )
+            self._step.pieces.append(Piece((column,), [row], norm_of_whole(entries).view(1, 1) * factor))
+        return left
 
 
-def _is_dense(opened: _Opened, row: int) -> bool:
-    return row in opened.gradients and opened.gradients[row][0].layout == torch.strided
+def _is_dense(gradient: Tensor | None) -> bool:
+    return gradient is not None and gradient.layout is torch.strided
 
 
 def _by_itself(gradient: Tensor) -> Tensor:
@@ -313,30 +380,58 @@ def _by_itself(gradient: Tensor) -> Tensor:
     size = stored if gradient.layout == torch.strided else gradient.numel()
     if not stored:
         return torch.tensor([[0.0], [0.0], [0.0], [1.0], [0.0]], dtype=torch.float64)
-    rms, absmax, zeros, nonfinite = magnitudes_of_whole(entries).unbind(0)
+    rms, absmax, zeros, nonfinite = magnitudes_of_whole(entries, sampled=True).unbind(0)
     if stored != size:
         rms, zeros = rms * math.sqrt(stored / size), 1.0 - (1.0 - zeros) * stored / size
     return torch.stack([torch.zeros_like(rms), rms, absmax, zeros, nonfinite])[:, None]
 
 
-def _states(optimizer: Optimizer) -> Iterator[tuple[Mapping[str, Any], Tensor, Mapping[str, Any]]]:
-    """Yield every parameter that has a state in an optimizer, with its group's options and that state."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = optimizer.state.get(parameter)
-            if state:
-                yield group, parameter, state
+def _moments(
+    parameters: Sequence[Tensor], optimizer: Optimizer
+) -> tuple[dict[int, Tensor], dict[int, Tensor], dict[int, Tensor], dict[int, float]]:
+    """Return, by place: first moments, second moments, Adam's denominators, and what is small for those."""
+    groups = {id(item): group for group in optimizer.param_groups for item in group["params"]}
+    first: dict[int, Tensor] = {}
+    second: dict[int, Tensor] = {}
+    denominators: dict[int, Tensor] = {}
+    steps: dict[int, Any] = {}
+    for place, parameter in enumerate(parameters):
+        state = optimizer.state.get(parameter)
+        if not state:
+            continue
+        moment = state.get("exp_avg", state.get("momentum_buffer"))
+        square = state.get("exp_avg_sq", state.get("square_avg"))
+        if isinstance(moment, Tensor):
+            first[place] = moment
+        if isinstance(square, Tensor):
+            second[place] = square
+            steps[place] = state.get("step")
+            denominators[place] = state.get("max_exp_avg_sq", square)
+    known = _floors({place: (groups[id(parameters[place])], step) for place, step in steps.items()})
+    return first, second, {place: denominators[place] for place in known}, known
 
 
-def _floor(group: Mapping[str, Any], state: Mapping[str, Any]) -> float | None:
-    """Return the second moment v below which sqrt(v / (1 − beta2^t)) < 10 eps; None if that isn't Adam's."""
-    step = state.get("step")
-    if step is None or len(group.get("betas", ())) != 2 or "eps" not in group:
-        return None
-    if isinstance(step, Tensor) and step.device.type != "cpu":
-        return None  # reading it would wait for the device
-    correction: float = 1.0 - float(group["betas"][1]) ** float(step)
-    return float((10.0 * float(group["eps"])) ** 2 * correction)
+def _floors(steps: Mapping[int, tuple[Mapping[str, Any], Any]]) -> dict[int, float]:
+    """Return the second moment v below which sqrt(v / (1 - beta2^t)) < 10 eps; Adam's only."""
+    adam = {
+        place: (group, step)
+        for place, (group, step) in steps.items()
+        if step is not None and len(group.get("betas", ())) == 2 and "eps" in group
+    }
+    tensors = [step for _, step in adam.values() if isinstance(step, Tensor)]
+    if any(step.device.type != "cpu" for step in tensors):
+        return {}  # reading it would wait for the device
+    alike = len(tensors) == len(adam) > 0 and all(step.dim() == 0 for step in tensors)
+    numbers = torch.stack(tensors).tolist() if alike else [float(step) for _, step in adam.values()]
+    floors: dict[int, float] = {}
+    seen: dict[tuple[int, float], float] = {}
+    for (place, (group, _)), number in zip(adam.items(), numbers, strict=True):
+        key = id(group), number
+        if key not in seen:
+            correction = 1.0 - float(group["betas"][1]) ** number
+            seen[key] = float((10.0 * float(group["eps"])) ** 2 * correction)
+        floors[place] = seen[key]
+    return floors
 
 
 def real_entries(tensor: Tensor) -> Tensor:

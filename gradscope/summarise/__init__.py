@@ -8,17 +8,21 @@ from gradscope.summarise.rows import (
     moments_of_padded,
     moments_of_rows,
     norms_of_rows,
+    shares_below,
 )
 from gradscope.summarise.whole import (
+    LARGE,
     SAMPLE,
     dense_entries,
     magnitudes_of_whole,
     moments_of_whole,
     norm_of_whole,
     sample_of,
+    spread_of_whole,
 )
 
 __all__ = [
+    "LARGE",
     "MAGNITUDES",
     "MOMENTS",
     "SAMPLE",
@@ -34,4 +38,6 @@ __all__ = [
     "norm_of_whole",
     "norms_of_rows",
     "sample_of",
+    "shares_below",
+    "spread_of_whole",
 ]

@@ -24,8 +24,3 @@ def accumulator(tensor: Tensor) -> torch.dtype | None:
 def on_host(tensor: Tensor) -> bool:
     """Return whether values can be looked at without waiting for a device."""
     return tensor.device.type == "cpu"
-
-
-def out_of_range(absmax: Tensor) -> Tensor:
-    """Mark the rows whose squares do not fit float32, rows of zeros and non-finite rows left out."""
-    return ((absmax < SMALLEST) & (absmax > 0)) | ((absmax > LARGEST) & torch.isfinite(absmax))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradscope.summarise.precision import CANCELLATION, LARGEST, SMALLEST, on_host
+from gradscope.summarise.precision import CANCELLATION, LARGEST, SMALLEST, accumulator, on_host
 
 # Shares (of zeros, of saturated entries) of a large tensor are taken from this many entries, evenly spread:
 # counting costs five times a sum. The standard error of a share is 0.006 if they are independent.
-SAMPLE, RUNS = 8192, 64
+SAMPLE, RUNS = 8192, 32
+# Of parameters with more entries, and of their gradients, all but norms and sums is taken from such a sample.
+LARGE = 1 << 16
 CHUNK = 131072
 
 
@@ -36,7 +38,7 @@ def sample_of(entries: Tensor) -> Tensor:
 def moments_of_whole(entries: Tensor) -> Tensor:
     """Return what `moments_of_rows` returns for one vector: (7,), float64; the share of zeros is sampled."""
     if not on_host(entries):
-        return _on_device(entries, moments=True)
+        return _on_device(entries)[:7]
     entries = _wide(entries)
     count = entries.numel()
     low, high = (float(value) for value in torch.aminmax(entries))
@@ -51,17 +53,46 @@ def moments_of_whole(entries: Tensor) -> Tensor:
     return torch.tensor([mean, variance**0.5, square**0.5, low, high, zeros, 0.0], dtype=torch.float64)
 
 
-def magnitudes_of_whole(entries: Tensor) -> Tensor:
-    """Return what `magnitudes_of_rows` returns, for one vector: (4,); the share of zeros is sampled."""
+def magnitudes_of_whole(entries: Tensor, sampled: bool = False) -> Tensor:
+    """Return what `magnitudes_of_rows` returns, for one vector: (4,); the share of zeros is sampled.
+
+    sampled: whether the largest magnitude too may be that of a sample, if there are more than LARGE entries.
+    """
     if not on_host(entries):
-        return _on_device(entries, moments=False)
+        return _on_device(entries)[[2, 7, 5, 6]]
     entries = _wide(entries)
+    if sampled and entries.numel() > LARGE:
+        return _magnitudes_by_sample(entries)
     low, high = (float(value) for value in torch.aminmax(entries))
     if not (abs(low) < torch.inf and abs(high) < torch.inf):
         return _broken(entries, 4)
     absmax = max(-low, high)
     rms = (_square_sum(entries, absmax) / entries.numel()) ** 0.5
     return torch.tensor([rms, absmax, _zeros(entries, low, high), 0.0], dtype=torch.float64)
+
+
+def _magnitudes_by_sample(entries: Tensor) -> Tensor:
+    sample = sample_of(entries)
+    norm = float(norm_of_whole(entries))
+    if not norm < torch.inf:
+        return _broken(entries, 4)
+    low, high = (float(value) for value in torch.aminmax(sample))
+    zeros = _zeros(sample, low, high)
+    return torch.tensor([norm / entries.numel() ** 0.5, max(-low, high), zeros, 0.0], dtype=torch.float64)
+
+
+def spread_of_whole(entries: Tensor) -> Tensor:
+    """Return std, rms, largest magnitude, share of zeros and count of non-finite entries of a vector: (5,).
+
+    Of more than LARGE entries all but the rms and the count is taken from a sample.
+    """
+    if on_host(entries) and entries.numel() > LARGE:
+        entries = _wide(entries)
+        magnitudes = _magnitudes_by_sample(entries)
+        return torch.cat([sample_of(entries).double().std(correction=0).view(1), magnitudes])
+    statistics = moments_of_whole(entries)
+    _, std, rms, low, high, zeros, nonfinite = statistics.unbind(0)
+    return torch.stack([std, rms, torch.maximum(-low, high), zeros, nonfinite])
 
 
 def norm_of_whole(entries: Tensor) -> Tensor:
@@ -115,17 +146,20 @@ def _broken(entries: Tensor, statistics: int) -> Tensor:
     return values
 
 
-def _on_device(entries: Tensor, moments: bool) -> Tensor:
-    """Return moments or magnitudes without looking at any value; double width costs nothing there."""
-    low, high = (value.double() for value in torch.aminmax(entries))
-    rms = torch.linalg.vector_norm(entries, dtype=torch.float64) / entries.numel() ** 0.5
+def _on_device(entries: Tensor) -> Tensor:
+    """Return moments and the largest magnitude without looking at a value; double width costs nothing there.
+
+    (8,): the seven moments, then the largest magnitude.
+    """
+    wide = accumulator(entries)
+    low, high = torch.aminmax(entries)
+    rms = torch.linalg.vector_norm(entries, dtype=wide) / entries.numel() ** 0.5
+    mean = entries.sum(dtype=wide) / entries.numel()
+    std = (rms.square() - mean.square()).clamp(min=0.0).sqrt()
     sample = sample_of(entries)
-    zeros = 1.0 - torch.count_nonzero(sample).double() / sample.numel()
-    statistics = [rms, torch.maximum(-low, high), zeros]
-    if moments:
-        mean = entries.sum(dtype=torch.float64) / entries.numel()
-        std = (rms.square() - mean.square()).clamp(min=0.0).sqrt()
-        statistics = [mean, std, rms, low, high, zeros]
-    broken = ~(torch.isfinite(low) & torch.isfinite(high))
-    nonfinite = (~torch.isfinite(entries)).sum().double()
-    return torch.cat([torch.stack(statistics).masked_fill(broken, torch.nan), nonfinite[None]])
+    zeros = 1.0 - torch.count_nonzero(sample).to(rms.dtype) / sample.numel()
+    nonfinite = (~torch.isfinite(entries)).sum()
+    statistics = [mean, std, rms, low, high, zeros, nonfinite, torch.maximum(-low, high)]
+    table = torch.stack([statistic.to(rms.dtype) for statistic in statistics])
+    blank = (nonfinite > 0) & (torch.arange(len(table), device=entries.device) != 6)
+    return table.masked_fill(blank, torch.nan)

@@ -55,7 +55,7 @@ class Settings:
     spike_ratio: float = option(
         10.0, "gradient norms above this multiple of their running median are spikes", "Pascanu et al. 2013"
     )
-    improved_share: float = option(0.5, "a loss that fell by at least this share shows a network that trains")
+    improved_share: float = option(0.75, "a loss that fell by at least this share shows a network that trains")
     stuck_share: float = option(0.1, "a loss that fell by less than this share shows one that doesn't")
     chance_share: float = option(0.9, "a loss above this share of a constant guess's loss is a guess")
     dead_share: float = option(
@@ -96,7 +96,7 @@ class Settings:
     clip_update_ratio: float = option(1e-4, "update / weight under which clipped steps are too short")
     pile_up_ratio: float = option(5.0, "growth of gradient / signal that shows gradients piling up")
     pile_up_monotony: float = option(0.8, "rank correlation with the step that shows gradients piling up")
-    pile_up_share: float = option(0.7, "share of the weights in which gradients must pile up")
+    pile_up_share: float = option(0.6, "share of the weights in which gradients must pile up")
     underflow_share: float = option(
         0.05,
         "share of gradient entries that may be zero in half precision",

@@ -112,18 +112,19 @@ def diagnose(run: Run, settings: Settings | None = None, rules: Sequence[Rule] =
             findings.append(result)
         elif isinstance(result, NotChecked):
             unchecked.append(result)
-    ranked = rank(fold(findings))
+    ranked = rank(fold(findings, settings))
     return Diagnosis(_verdict(run, ranked, settings), ranked, tuple(unchecked), evidence(run, settings))
 
 
-def fold(findings: Sequence[Finding]) -> list[Finding]:
+def fold(findings: Sequence[Finding], settings: Settings | None = None) -> list[Finding]:
     """Name in each finding the root that it follows from, if that was found too."""
+    settings = settings or Settings()
     found = {finding.rule: finding for finding in findings}
     causes: dict[str, str] = {}
     for cause, consequences in CONSEQUENCES.items():
         for rule in consequences:
             both = cause in found and rule in found and rule not in causes
-            if both and _root(cause, causes) != rule and _can_cause(found[cause], found[rule]):
+            if both and _root(cause, causes) != rule and _can_cause(found[cause], found[rule], settings):
                 causes[rule] = cause
     roots = {rule: _root(rule, causes) for rule in found}
     return [
@@ -150,10 +151,12 @@ def _root(rule: str, causes: dict[str, str]) -> str:
     return rule
 
 
-def _can_cause(cause: Finding, finding: Finding) -> bool:
+def _can_cause(cause: Finding, finding: Finding, settings: Settings) -> bool:
     """Say whether a cause is more than a note, unless what it is to explain is one, and was there in time."""
     serious = cause.severity != "note" or finding.severity == "note"
-    if cause.rule in _UNITS and finding.rule in _GRADIENT and _as_predicted(finding):
+    if cause.rule in _UNITS and finding.rule in _GRADIENT and _as_predicted(finding, settings):
+        return False
+    if cause.rule == "dead-units" and finding.rule in _GRADIENT and _predicted_alone(finding, settings):
         return False
     if cause.rule in BY_UPDATES:
         return serious and cause.first_step < finding.first_step
@@ -162,10 +165,19 @@ def _can_cause(cause: Finding, finding: Finding) -> bool:
     return serious and cause.first_step <= finding.first_step + slack
 
 
-def _as_predicted(finding: Finding) -> bool:
+def _as_predicted(finding: Finding, settings: Settings) -> bool:
     """Say whether initialisation and activation alone account for a gradient's gain."""
     measured, predicted = (finding.evidence.get(name, 0.0) for name in ("gain_per_layer", "predicted_gain"))
-    return measured > 0 and predicted > 0 and abs(math.log(measured / predicted)) < Settings().gain_agreement
+    return measured > 0 and predicted > 0 and abs(math.log(measured / predicted)) < settings.gain_agreement
+
+
+def _predicted_alone(finding: Finding, settings: Settings) -> bool:
+    """Say whether initialisation and activation predict such a gradient without dead units."""
+    predicted, depth = (finding.evidence.get(name, 0.0) for name in ("predicted_gain", "depth"))
+    if not (predicted > 0 and depth > 1):
+        return False
+    total = (depth - 1) * math.log(predicted)
+    return not math.log(settings.vanishing_ratio) < total < math.log(settings.exploding_ratio)
 
 
 def rank(findings: Sequence[Finding]) -> tuple[Finding, ...]:

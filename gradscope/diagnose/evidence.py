@@ -76,6 +76,6 @@ def _loss(run: Run, settings: Settings) -> Evidence | None:
     return Evidence(
         "loss improvement",
         loss.improvement,
-        f"above {settings.improved_share:.0%}",
+        f"above {settings.stuck_share:.0%}",
         f"The loss went from {loss.initial:.3g} to {loss.final:.3g}.",
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gradscope.diagnose.architecture import output_layers
 from gradscope.diagnose.series import column, median
+from gradscope.diagnose.squared_error import squared_error
 from gradscope.records import Run, Severity
 from gradscope.settings import Settings
 
@@ -23,8 +24,10 @@ class Outcome:
 
     initial, final, best: medians over a few recorded steps at the start (or the first loss, if that is lower:
     the first updates may have raised it), at the end, and the lowest of all.
-    improvement: share of the initial loss that is gone; noise: scatter of neighbouring steps, in the loss's
-    unit; chance: the loss of a constant guess where it is known (log C for C balanced classes), else NaN.
+    improvement: share of the initial loss that is gone (or, if that is less, of a constant guess's squared
+    error); noise: scatter of neighbouring steps, in the loss's
+    unit; chance: the loss of a constant guess where it is known (log C for C balanced classes, the targets'
+    variance for a squared error), else NaN.
     progress: "trains", "slow" (some improvement), "stuck" (also broken by NaN), or "unknown": too few steps,
     or a loss that needn't fall (several optimizers, as in a GAN).
     """
@@ -49,7 +52,8 @@ def outcome(run: Run, settings: Settings) -> Outcome:
     """Judge the loss of a run."""
     recorded = column(run, "loss")
     losses = recorded[np.isfinite(recorded)]
-    chance = _chance(run)
+    squared = squared_error(run)
+    chance = squared.chance if squared else _chance(run)
     if broken(run):
         initial, final, best = _levels(losses) if len(losses) else (math.nan,) * 3
         return Outcome(initial, final, best, math.nan, math.nan, chance, "stuck")
@@ -58,10 +62,13 @@ def outcome(run: Run, settings: Settings) -> Outcome:
     initial, final, best = _levels(losses)
     if math.isnan(chance) and not run.info.loss.get("functions"):
         chance = _guessed_chance(run, final)
-    scale = max(abs(initial), abs(final))
+    floor = -1.0 if _of_probabilities(run) else 0.0
+    scale = max(abs(initial - floor), abs(final - floor))
     improvement = (initial - final) / scale if scale > 0 else 0.0
     noise = 1.4826 * median(np.abs(np.diff(losses))) / math.sqrt(2)
-    progress = _progress(run, initial, final, improvement, chance, settings)
+    if squared and math.isfinite(chance):
+        improvement = min(improvement, (chance - final) / max(chance, final))
+    progress = _progress(run, initial - floor, final - floor, improvement, chance, settings)
     return Outcome(initial, final, best, improvement, noise, chance, progress)
 
 
@@ -121,7 +128,15 @@ def _chance(run: Run) -> float:
         return math.nan
     classes = [_classes(run, name) for name in run.info.loss.get("inputs", ())]
     classes = [number for number in classes if number > 1]
-    return math.log(classes[0]) if classes else math.nan
+    if not classes:
+        return math.nan
+    return 1 - 1 / classes[0] if _of_probabilities(run) else math.log(classes[0])
+
+
+def _of_probabilities(run: Run) -> bool:
+    """Say whether a likelihood was taken without its logarithm, so that the loss ends at -1, not at 0."""
+    functions = " ".join(str(name) for name in run.info.loss.get("functions", ()))
+    return "NllLoss" in functions and "Log" not in functions and bool((column(run, "loss") <= 0).all())
 
 
 def _guessed_chance(run: Run, final: float) -> float:

@@ -2,7 +2,8 @@
 
 What it finds
 An entropy of the attention weights under 5 % of the largest possible (log of the number of positions),
-over several recorded steps.
+over several recorded steps. Of a softmax module it is bounded from the mean square of its outputs (Rényi's
+entropy of order 2).
 
 Why it hurts
 Softmax is saturated there: queries and keys get next to no gradient, and training turns unstable.
@@ -22,11 +23,16 @@ Zhai et al. 2023.
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+import pandas as pd
+
 from gradscope.diagnose.outcome import outcome, severity
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import longest_stretch, median, require_steps
+from gradscope.diagnose.series import log, longest_stretch, median, require_steps
 from gradscope.diagnose.wording import listed, present
-from gradscope.records import Finding, Run
+from gradscope.records import Finding, LayerInfo, Run
 from gradscope.settings import Settings
 
 NAME = "attention-collapse"
@@ -34,9 +40,10 @@ NAME = "attention-collapse"
 
 def detect(run: Run, settings: Settings) -> Finding | None:
     """Find attention whose entropy has fallen to next to nothing."""
-    if not any(layer.role == "attention" for layer in run.layers):
+    softmaxes = [layer for layer in run.layers if _weighs_positions(layer)]
+    if not softmaxes and not any(layer.role == "attention" for layer in run.layers):
         return None
-    table = run.layer_table("attention_entropy").dropna(axis="columns", how="all")
+    table = _entropies(run, softmaxes).dropna(axis="columns", how="all")
     require(table.shape[1], "the attention weights' entropy was not recorded")
     require_steps(run, settings.patience)
     stretches = {
@@ -62,3 +69,32 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         "The scores have grown so large that softmax picks one position and passes no gradient.",
         present(entropy=entropy, loss_improvement=loss.improvement),
     )
+
+
+def _weighs_positions(layer: LayerInfo) -> bool:
+    """Say whether a module is the softmax over products of queries and keys."""
+    products = ("BmmBackward", "MmBackward", "MatmulBackward")
+    positions = _positions(layer)
+    return (
+        layer.activation == "softmax"
+        and positions > 1
+        and len(layer.output_shape or ()) > 2
+        and any(function.startswith(products) for function in layer.functions)
+    )
+
+
+def _positions(layer: LayerInfo) -> int:
+    axis = int(layer.options.get("dim") or -1)
+    shape = layer.output_shape or ()
+    return shape[axis] if -len(shape) <= axis < len(shape) else 0
+
+
+def _entropies(run: Run, softmaxes: list[LayerInfo]) -> pd.DataFrame:
+    """Return each attention's entropy as a share of the largest, a lower bound of it for softmax modules."""
+    table = run.layer_table("attention_entropy").copy()
+    sizes = run.layer_table("activation_rms")
+    for layer in softmaxes:
+        positions = _positions(layer)
+        concentration = positions * sizes[layer.name].to_numpy() ** 2  # sum of squared weights
+        table[layer.name] = -log(np.minimum(concentration, 1.0)) / math.log(positions)
+    return table

@@ -25,13 +25,14 @@ Maas et al. 2013; He et al. 2015; Lu et al. 2019.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
 from gradscope.diagnose.architecture import producers, skips, weight_layers
 from gradscope.diagnose.outcome import outcome, severity
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import longest_stretch, median, require_steps
+from gradscope.diagnose.series import Stretch, longest_stretch, median, require_steps
 from gradscope.diagnose.wording import listed, present
 from gradscope.records import Finding, Run
 from gradscope.settings import Settings
@@ -59,7 +60,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     start = min(dying, key=lambda name: (dying[name].first_row, run.layer(name).depth))
     first = dying[start]
     worst = {name: float(np.nanmedian(table[name].to_numpy()[item.rows])) for name, item in dying.items()}
-    layers = sorted(dying, key=lambda name: (name != start, run.layer(name).depth))
+    layers = sorted(_origins(run, dying, worst), key=lambda name: (name != start, run.layer(name).depth))
     before = _update_before(run, first.first_row)
     loss = outcome(run, settings)
     at_start = first.first_row <= 1
@@ -80,6 +81,12 @@ def detect(run: Run, settings: Settings) -> Finding | None:
             loss_improvement=loss.improvement,
         ),
     )
+
+
+def _origins(run: Run, dying: Mapping[str, Stretch], worst: Mapping[str, float]) -> list[str]:
+    """Return the layers that didn't die because one before them was dead altogether."""
+    silent = [run.layer(name).depth for name in dying if worst[name] == 1 and not skips(run)]
+    return [name for name in dying if not any(depth < run.layer(name).depth for depth in silent)]
 
 
 def _behind_zero_weights(run: Run, name: str) -> bool:

@@ -2,22 +2,24 @@
 
 What it finds
 A softmax over one unit; softmax or sigmoid applied twice (before a loss that applies it itself); a
-rectifier before a cross-entropy; a negative log-likelihood of something that is no logarithm; a squared
-error of shapes that broadcast, (N,) against (N, 1); a bounded output whose squared error is larger than
-its range allows.
+rectifier before a cross-entropy, or at the end of a regression where it holds back most of the error; a
+negative log-likelihood of something that is no logarithm; a squared error of shapes that broadcast, (N,)
+against (N, 1): of its size and its gradient, which no longer fit; a bounded output that misses a target by
+more than its range; a loss with the wrong sign; targets of a scale far from 1.
 
 Why it hurts
 The loss cannot become small whatever the network learns, or its gradient is zero.
 
 What it is not
-A bounded output that suits its targets.
+A bounded or rectified output that suits its targets; a log-likelihood of densities, which may be negative.
 
 Remedies
 Code: the output or loss that fits, with the lines to change; scaled targets.
 
 Evidence
 mismatch (1 one-unit softmax, 2 activation applied twice, 3 rectified output, 4 no logarithm, 5 broadcast
-shapes, 6 range too small), final_loss, loss_improvement.
+shapes, 6 range too small, 7 sign, 8 targets' scale, 9 rectified regression), final_loss, target_rms,
+loss_improvement.
 
 References
 torch documentation of the loss functions; Goodfellow et al. 2016, section 6.2.2.
@@ -29,10 +31,11 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from gradscope.diagnose.architecture import feeds_output, output_layers
-from gradscope.diagnose.outcome import outcome, severity
+from gradscope.diagnose.architecture import feeds_output, output_layers, producers
+from gradscope.diagnose.outcome import Outcome, outcome, severity
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import require_steps, steps_of
+from gradscope.diagnose.series import median, require_steps, steps_of
+from gradscope.diagnose.squared_error import SquaredError, squared_error
 from gradscope.diagnose.wording import present
 from gradscope.records import Finding, LayerInfo, Run
 from gradscope.settings import Settings
@@ -40,6 +43,11 @@ from gradscope.settings import Settings
 NAME = "output-mismatch"
 RANGE = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "hardtanh": (-1.0, 1.0)}
 RECTIFIED = ("relu", "relu6")
+ERRORS = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Abs", "Pow", "BinaryCrossEntropy")
+LOST_SCALE = (
+    0.5  # of the factor c in loss = c mean(r²), which is constant unless the loss isn't what it seems
+)
+HELD_BACK = 0.5  # share of the squared error at the output that a rectifier lets not through
 Mismatch = tuple[int, str, str]
 
 
@@ -50,21 +58,29 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     require(functions, "the loss function was not recorded")
     outputs = [run.layer(name) for name in output_layers(run) if name in {layer.name for layer in run.layers}]
     loss = outcome(run, settings)
+    squared = squared_error(run)
     found = _mismatch(run, functions, outputs, loss.final)
+    if found is None and squared is not None:
+        found = _residuals(run, squared, loss, settings)
     if found is None:
         return None
     number, message, cause = found
-    always = number in (1, 5)
+    always = number == 7 or (number in (1, 5) and loss.progress != "trains")
     return Finding(
         NAME,
-        "critical" if always and loss.progress != "trains" else severity(loss),
+        "critical" if always else severity(loss),
         message,
         tuple(layer.name for layer in outputs[:1]),
         (),
         int(steps_of(run)[0]),
         int(steps_of(run)[-1]),
         cause,
-        present(mismatch=number, final_loss=loss.final, loss_improvement=loss.improvement),
+        present(
+            mismatch=number,
+            final_loss=loss.final,
+            target_rms=_target_rms(run, squared) if squared else math.nan,
+            loss_improvement=loss.improvement,
+        ),
     )
 
 
@@ -78,6 +94,12 @@ def _mismatch(run: Run, functions: list[str], outputs: list[LayerInfo], final: f
             1,
             f"{name} applies softmax to a single unit.",
             "That is always 1, so the loss cannot depend on the weights.",
+        )
+    if final < 0 and _never_negative(functions):
+        return (
+            7,
+            f"The loss has the wrong sign: it is an error of {name}, and negative.",
+            "Minimising it makes the error as large as possible.",
         )
     shapes = _broadcast(run.info.loss.get("shapes", ()))
     if shapes and any(loss in text for loss in ("Mse", "L1", "SmoothL1", "Huber", "Sub", "Pow", "Abs")):
@@ -107,7 +129,7 @@ def _mismatch(run: Run, functions: list[str], outputs: list[LayerInfo], final: f
             f"The output {name} is rectified before a cross-entropy.",
             "Where it is zero, no gradient passes, and no negative score is possible.",
         )
-    return _range(name, text, activations, final)
+    return None
 
 
 def _activations(run: Run, functions: list[str], outputs: list[LayerInfo]) -> set[str]:
@@ -135,16 +157,62 @@ def _broadcast(shapes: Sequence[Sequence[int]]) -> tuple[Sequence[int], Sequence
     return None
 
 
-def _range(name: str, text: str, activations: set[str], final: float) -> Mismatch | None:
-    """Judge a squared error: targets within a bounded output's range bound it too."""
-    bounded = [activation for activation in activations if activation in RANGE]
-    if "MseLoss" not in text or not bounded or not math.isfinite(final):
-        return None
-    low, high = RANGE[bounded[0]]
-    if final <= (high - low) ** 2:
-        return None
-    return (
-        6,
-        f"{name} can only give {low:g} to {high:g}, the targets lie outside.",
-        (f"A mean squared error of {final:.3g} is impossible if they lay inside."),
-    )
+def _never_negative(functions: list[str]) -> bool:
+    """Say whether a loss is an error that can't be negative, but for a factor."""
+    names = [name.removesuffix("Backward0") for name in functions]
+    first = next((name for name in names if name not in ("Neg", "Mul", "Div", "Mean", "Sum")), "")
+    if first == "NllLoss":
+        return "LogSoftmax" in names
+    return first in ERRORS
+
+
+def _residuals(run: Run, squared: SquaredError, loss: Outcome, settings: Settings) -> Mismatch | None:
+    """Judge a squared error by what its gradient tells of the targets."""
+    name, activation = squared.layer.name, squared.layer.activation
+    tail = slice(-max(settings.patience, len(run.steps) // 10), None)
+    kept = median(squared.scale[tail]) / median(squared.scale[:3])
+    if kept < LOST_SCALE:
+        return (
+            5,
+            f"The error of {name} doesn't shrink with its gradient: shapes broadcast in the loss.",
+            f"Loss / gradient² should stay the same in training and grew {1 / kept:.3g}-fold: each output is "
+            "compared with every target.",
+        )
+    low, high = RANGE.get(activation or "", (-math.inf, math.inf))
+    missed = median(squared.largest[tail])
+    if missed > 1.01 * (high - low):
+        return (
+            6,
+            f"{name} can only give {low:g} to {high:g}, the targets lie outside.",
+            f"It misses one by {missed:.3g}, which is impossible if they lay inside.",
+        )
+    if activation in RECTIFIED and _held_back(run, squared.layer, tail) > HELD_BACK:
+        return (
+            9,
+            f"The rectifier {name} at the output holds back most of the error.",
+            "Where it gives 0 no gradient passes, and no target below 0 can be reached.",
+        )
+    scale = _target_rms(run, squared)
+    if not settings.input_low < scale < settings.input_high and median(squared.size[tail]) > 0.5 * scale:
+        return (
+            8,
+            f"The targets' root mean square is about {scale:.3g}, not 1, which {name} is far from reaching.",
+            f"A network starts with outputs near 1 and moves them by small steps; {loss.text}.",
+        )
+    return None
+
+
+def _held_back(run: Run, layer: LayerInfo, rows: slice) -> float:
+    """Return the share of the squared signal at a rectifier that doesn't reach the layer before it."""
+    signal = run.layer_table("signal_rms")
+    before = [signal[source.name].to_numpy()[rows] for source in producers(run, layer)]
+    if len(before) != 1:
+        return 0.0
+    return 1 - median((before[0] / signal[layer.name].to_numpy()[rows]) ** 2)
+
+
+def _target_rms(run: Run, squared: SquaredError) -> float:
+    """Estimate the targets' root mean square from the first residuals, when the output knows nothing."""
+    output = float(run.layer_table("activation_rms")[squared.layer.name].iloc[0])
+    square = float(squared.size[0]) ** 2 - output**2
+    return math.sqrt(square) if square > output**2 and int(steps_of(run)[0]) == 0 else math.nan

@@ -33,7 +33,7 @@ from gradscope.diagnose import theory
 from gradscope.diagnose.architecture import feeds_output, producers
 from gradscope.diagnose.outcome import outcome, severity
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import longest_stretch, median, require_steps
+from gradscope.diagnose.series import longest_stretch, median, prevails, require_steps
 from gradscope.diagnose.wording import listed, present
 from gradscope.records import Finding, Run
 from gradscope.settings import Settings
@@ -62,7 +62,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     activation = run.layer(start).activation or ""
     return Finding(
         NAME,
-        severity(loss, any(stretch.ongoing for stretch in held.values())),
+        severity(loss, any(prevails(stretch, run) for stretch in held.values())),
         f"{share:.0%} of the outputs of {start} sit at the flat ends of {activation} ({listed(layers)}).",
         tuple(layers),
         (),

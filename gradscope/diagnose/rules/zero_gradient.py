@@ -1,8 +1,8 @@
 """Gradients that are exactly zero, so that weights cannot learn at all.
 
 What it finds
-Trained weights whose gradient is exactly zero in at least 80 % of the recorded steps, and where, coming
-from the loss, the gradient is lost.
+Trained weights whose gradient is exactly zero in at least 80 % of the recorded steps, and the layer where
+it is lost: the first whose output is zero, or else, coming from the loss, where the signal ends.
 
 Why it hurts
 These weights don't move, whatever the learning rate.
@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gradscope.diagnose.architecture import producers, skips
 from gradscope.diagnose.outcome import outcome
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import median, require_steps, steps_of
@@ -62,7 +63,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         NAME,
         "critical" if severe else "warning",
         f"The gradient of {len(zero)} of {len(known)} weights is exactly zero ({listed(layers)}).",
-        tuple(dict.fromkeys([*([blocked.name] if blocked else []), *layers])),
+        (blocked.name,) if blocked else tuple(dict.fromkeys(layers)),
         tuple(item.name for item in zero),
         int(steps_of(run)[rows[0]]),
         int(steps_of(run)[rows[-1]]),
@@ -78,6 +79,9 @@ def _zero_share(values: np.ndarray) -> float:
 
 def _where(run: Run) -> tuple[LayerInfo | None, str]:
     """Return the layer at which the gradient is lost, seen from the loss, and the reason in words."""
+    silent = _silent(run)
+    if silent is not None:
+        return silent, _silence(run, silent)
     table = run.layer_table("signal_rms")
     above: LayerInfo | None = None
     for layer in reversed(run.layers):
@@ -91,6 +95,29 @@ def _where(run: Run) -> tuple[LayerInfo | None, str]:
         "The gradient that reaches the layers' outputs is not zero, but their weights' own is: their "
         "inputs are zero.",
     )
+
+
+def _silent(run: Run) -> LayerInfo | None:
+    """Return the first layer all of whose outputs are zero, although what it takes is not."""
+    if skips(run):  # a silent branch blocks nothing
+        return None
+    sizes = run.layer_table("activation_rms")
+    silent = {layer.name for layer in run.layers if median(sizes[layer.name].to_numpy()) == 0}
+    return next(
+        (
+            layer
+            for layer in run.layers
+            if layer.name in silent and not any(item.name in silent for item in producers(run, layer))
+        ),
+        None,
+    )
+
+
+def _silence(run: Run, layer: LayerInfo) -> str:
+    weights = [run.parameter(name) for name in layer.parameters if run.parameter(name).role == "weight"]
+    empty = bool(weights) and all(item.initial.get("absmax") == 0 for item in weights)
+    why = ": all its weights started at zero" if empty else ", so nothing passes back through it"
+    return f"Every output of {layer.name} is zero{why}."
 
 
 def _reason(run: Run, layer: LayerInfo, above: LayerInfo | None) -> tuple[LayerInfo, str]:

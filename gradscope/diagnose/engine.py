@@ -195,4 +195,6 @@ def rank(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 def _verdict(run: Run, findings: Sequence[Finding], settings: Settings) -> Verdict:
     if any(finding.severity != "note" for finding in findings):
         return "ailing"
+    if run.info.status == "failed":
+        return "inconclusive"
     return "healthy" if len(run.steps) >= settings.fewest_steps else "inconclusive"

@@ -130,7 +130,27 @@ def _chance(run: Run) -> float:
     classes = [number for number in classes if number > 1]
     if not classes:
         return math.nan
-    return 1 - 1 / classes[0] if _of_probabilities(run) else math.log(classes[0])
+    if _of_probabilities(run):
+        return 1 - 1 / classes[0]
+    return _factor(run, classes[0]) * math.log(classes[0])
+
+
+def _factor(run: Run, classes: int) -> float:
+    """Return by what a cross-entropy of C classes is multiplied, such as by a sum over samples; 1 if unknown.
+
+    Before training the probabilities are near 1 / C, so n times the gradient at the scores of n samples has
+    the root mean square sqrt((1 - 1 / C) / C), and the loss is log C; a factor multiplies both.
+    """
+    name = str(run.info.loss["inputs"][0])
+    if not len(run.steps) or name not in {layer.name for layer in run.layers}:
+        return 1.0
+    rows = float(run.layer_table("signal_count")[name].iloc[0]) / classes
+    error = math.sqrt((1 - 1 / classes) / classes)
+    factor = rows * float(run.layer_table("signal_rms")[name].iloc[0]) / error
+    loss = float(column(run, "loss")[0])
+    untrained = factor > 0 and loss / factor > 0.7 * math.log(classes)
+    scaled = np.isfinite(column(run, "amp_scale")).any()
+    return factor if untrained and not scaled and not 0.5 < factor < 2 else 1.0
 
 
 def _of_probabilities(run: Run) -> bool:

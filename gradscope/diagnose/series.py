@@ -69,8 +69,8 @@ def longest_stretch(condition: Mask, run: Run, patience: int) -> Stretch | None:
 
 
 def prevails(stretch: Stretch, run: Run) -> bool:
-    """Say whether a stretch still goes on, or took more than half of the run's steps."""
-    return stretch.ongoing or 2 * (stretch.last_step - stretch.first_step) > int(steps_of(run)[-1])
+    """Say whether a stretch still goes on, or took more than a third of the run's steps."""
+    return stretch.ongoing or 3 * (stretch.last_step - stretch.first_step) > int(steps_of(run)[-1])
 
 
 def mostly(condition: Mask, share: float = 0.8) -> bool:

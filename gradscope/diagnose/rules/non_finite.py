@@ -26,6 +26,7 @@ Micikevicius et al. 2018 for half precision.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,7 @@ from gradscope.records import Event, Finding, Run
 from gradscope.settings import Settings
 
 NAME = "non-finite"
+NAMED = re.compile(r"(?<![a-z])(nans?|infs?|infinity|infinite|non-?finite)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     harmful = _harmful_rows(run)
     step = _first_step(run, harmful)
     if step is None:
-        return None
+        return _raised(run)
     birth = _birth(run, step)
     last = _last_finite(run, birth)
     return Finding(
@@ -67,6 +69,24 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         int(steps_of(run)[-1]) if len(run.steps) else step,
         _cause(birth, last),
         present(first_step=step, bad_steps=float(harmful.sum()), **last),
+    )
+
+
+def _raised(run: Run) -> Finding | None:
+    """Find a NaN that only the exception tells of, as with torch's anomaly detection."""
+    if run.info.status != "failed" or not NAMED.search(run.info.exception):
+        return None
+    step = int(steps_of(run)[-1]) if len(run.steps) else 0
+    return Finding(
+        NAME,
+        "critical",
+        f"Training was stopped by a NaN or infinity after step {step}.",
+        (),
+        (),
+        step,
+        step,
+        f"The exception names it: {run.info.exception}.",
+        present(first_step=step),
     )
 
 

@@ -20,6 +20,7 @@ from gradscope.summarise import (
     magnitudes_of_whole,
     moments_of_rows,
     moments_of_whole,
+    numbers_of_whole,
     sample_of,
 )
 
@@ -84,6 +85,7 @@ class Collector:
     def __init__(self) -> None:
         self._stages: dict[tuple[Reading, torch.Size, torch.dtype, torch.device], Stage] = {}
         self.measured: list[Measured] = []
+        self._wholes: list[_Whole] = []
 
     def add(self, reading: Reading, owner: int, tensor: Tensor) -> None:
         """Take the statistics of a tensor that belongs to layer `owner`; the tensor is not kept."""
@@ -97,6 +99,8 @@ class Collector:
             owners.append(owner)
             if len(owners) == len(rows):
                 self.measured.append(stage.summarise())
+        elif tensor.numel() and tensor.device.type == "cpu":
+            self._wholes.append(_Whole.of(reading, owner, tensor))
         elif tensor.numel():
             self.measured.append(_measure_whole(reading, owner, tensor))
 
@@ -106,6 +110,8 @@ class Collector:
         for stage in self._stages.values():
             if stage.owners:
                 self.measured.append(stage.summarise())
+        wholes, self._wholes = self._wholes, []
+        self.measured += _measure_wholes(wholes)
         for key in idle if len(self._stages) > 64 else ():
             del self._stages[key]
         taken, self.measured = self.measured, []
@@ -211,6 +217,45 @@ def _further(reading: Reading, stack: Tensor) -> tuple[Tensor | None, Tensor | N
     saturated = 1.0 - count_between(stack.view(len(stack), -1), *limits) if limits else None
     live = live_units(stack, axis) if axis is not None else None
     return saturated, live
+
+
+class _Whole(NamedTuple):
+    """What was read of a large tensor on the host, and a sample of it for what takes longer to count."""
+
+    reading: Reading
+    owner: int
+    entries: int
+    numbers: list[float]
+    sample: Tensor
+    live: Tensor | None
+
+    @classmethod
+    def of(cls, reading: Reading, owner: int, tensor: Tensor) -> _Whole:
+        tensor = tensor.abs() if tensor.dtype.is_complex else tensor
+        entries = dense_entries(tensor)
+        live = live_units(tensor[None], reading.unit_axis) if reading.unit_axis is not None else None
+        numbers = numbers_of_whole(entries, not reading.signal)
+        sample = sample_of(entries).to(_wide(entries.dtype), copy=True)
+        return cls(reading, owner, entries.numel(), numbers, sample, live)
+
+
+def _measure_wholes(wholes: list[_Whole]) -> list[Measured]:
+    """Count zeros and saturated entries in the samples of all, those of one size together."""
+    kinds: dict[tuple[Reading, torch.Size, torch.dtype], list[_Whole]] = {}
+    for whole in wholes:
+        kinds.setdefault((whole.reading, whole.sample.shape, whole.sample.dtype), []).append(whole)
+    measured = []
+    for (reading, _, _), alike in kinds.items():
+        samples = torch.stack([whole.sample for whole in alike]).flatten(1)
+        table = torch.tensor([whole.numbers for whole in alike], dtype=torch.float64).T
+        zeros = torch.eq(samples, 0, out=torch.empty_like(samples)).sum(1).double() / samples.shape[1]
+        table[-2] = torch.where(table[0].isnan(), torch.nan, zeros)
+        saturated = 1.0 - count_between(samples, *reading.limits) if reading.limits else None
+        for row, whole in enumerate(alike):
+            share = saturated[row : row + 1] if saturated is not None else None
+            column = table[:, row : row + 1]
+            measured.append(Measured(reading, [whole.owner], whole.entries, column, share, whole.live))
+    return measured
 
 
 def _measure_whole(reading: Reading, owner: int, tensor: Tensor) -> Measured:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +21,10 @@ from gradscope.summarise import (
     dense_entries,
     magnitudes_of_whole,
     moments_of_padded,
+    moments_of_whole,
     norm_of_whole,
     norms_of_rows,
     shares_below,
-    spread_of_whole,
 )
 
 WEIGHT = ("weight_std", "weight_rms", "weight_absmax", "", "weight_nonfinite")
@@ -41,11 +41,16 @@ class Shelf:
     """Room for small parameters of about one size, side by side and padded with zeros.
 
     Layers of rows: weights before the update, gradients, what is read after the update, and two of scratch.
-    Parameters of one shape need no padding; torch lays those side by side several times faster.
+    Parameters of one shape need no padding; torch lays those side by side several times faster. Of large
+    parameters of `entries` entries a sample is laid here; `factor` is the norm of all over that of a sample.
     """
 
-    def __init__(self, rows: list[int], places: list[int], parameters: list[Tensor], width: int) -> None:
+    def __init__(
+        self, rows: list[int], places: list[int], parameters: list[Tensor], width: int, entries: int = 0
+    ) -> None:
         self.rows, self.places, count = rows, places, len(rows)
+        self.sampled = entries > 0
+        self.factor = math.sqrt(entries / width) if entries else 1.0
         first = parameters[0]
         dtype = torch.float64 if first.dtype in (torch.float64, torch.complex128) else torch.float32
         self.block = torch.zeros((5 * count, width), dtype=dtype, device=first.device)
@@ -205,6 +210,10 @@ class ParameterProbe:
             for place, item in enumerate(values)
             if item.numel() <= self._sample and not item.dtype.is_complex
         ]
+        large: dict[tuple[Any, ...], list[int]] = {}
+        for place, item in enumerate(values):
+            if self._is_sampled(item):
+                large.setdefault((item.numel(), item.dtype), []).append(place)
         alike = Counter(values[place].shape for place in small)
         kinds: dict[tuple[Any, ...], list[int]] = {}
         for place in small:
@@ -215,37 +224,60 @@ class ParameterProbe:
         return [
             Shelf([rows[place] for place in places], places, [values[place] for place in places], kind[1])
             for kind, places in kinds.items()
+        ] + [
+            Shelf(
+                [rows[place] for place in places],
+                places,
+                [self._chosen_entries(rows[place], real_entries(values[place])) for place in places],
+                self._sample // RUN * RUN,
+                entries,
+            )
+            for (entries, _), places in large.items()
         ]
 
+    def _is_sampled(self, item: Tensor) -> bool:
+        """Return whether all but the norms of a parameter is taken from its sample."""
+        large = item.numel() > max(LARGE, self._sample) and self._sample >= RUN
+        return large and item.device.type == "cpu" and not item.dtype.is_complex
+
+    def _members(self, shelf: Shelf, tensors: Iterable[tuple[int, Tensor]]) -> list[Tensor]:
+        """Return what is laid on a shelf of (place on it, tensor): this rank's part, or a sample of it."""
+        parts = [(index, local_part(tensor)) for index, tensor in tensors]
+        if not shelf.sampled:
+            return [part for _, part in parts]
+        return [self._chosen_entries(shelf.rows[index], real_entries(part)) for index, part in parts]
+
     def _read_shelf(self, shelf: Shelf, values: list[Tensor], gradients: list[Tensor | None]) -> None:
-        shelf.fill(0, [values[place] for place in shelf.places])
+        weights = [values[place] for place in shelf.places]
+        shelf.fill(0, self._members(shelf, enumerate(weights)))
+        count, add = len(shelf.rows), self._step.pieces.append
         members = [gradients[place] for place in shelf.places]
-        count, add = len(members), self._step.pieces.append
-        dense = [index for index, gradient in enumerate(members) if _is_dense(gradient)]
+        dense = [(index, item) for index, item in enumerate(members) if _is_dense(item) and item is not None]
         if len(dense) == count:
-            shelf.fill(1, [local_part(gradient) for gradient in members if gradient is not None])
+            shelf.fill(1, self._members(shelf, dense))
         else:
             shelf.layers[1].zero_()
-            chosen = [(index, members[index]) for index in dense]
-            if chosen:
-                shelf.fill_some(
-                    1, dense, [local_part(gradient) for _, gradient in chosen if gradient is not None]
-                )
+            if dense:
+                shelf.fill_some(1, [index for index, _ in dense], self._members(shelf, dense))
             for row, gradient in zip(shelf.rows, members, strict=True):
                 if gradient is not None and not _is_dense(gradient):
                     add(Piece(GRADIENT, [row], _by_itself(gradient)))
         statistics = shelf.measure()
+        if shelf.sampled:
+            both = [*enumerate(weights), *((count + index, item) for index, item in dense)]
+            for column, tensor in both:
+                _correct(statistics, column, real_entries(local_part(tensor.detach())))
+        of_gradients = statistics[:, count:]
+        if len(dense) < count:
+            of_gradients = of_gradients[:, [index for index, _ in dense]]
         add(Piece(WEIGHT, shelf.rows, statistics[:, :count]))
-        gradient_rows, whole = [shelf.rows[index] for index in dense], len(dense) == count
-        add(
-            Piece(
-                GRADIENT, gradient_rows, statistics[:, count:] if whole else statistics[:, count:][:, dense]
-            )
-        )
+        add(Piece(GRADIENT, [shelf.rows[index] for index, _ in dense], of_gradients))
 
     def _read_large(self, place: int, value: Tensor, opened: _Opened) -> None:
         row, entries = opened.plan.rows[place], real_entries(value)
-        self._step.pieces.append(Piece(WEIGHT, [row], spread_of_whole(entries)[:, None]))
+        _, std, rms, low, high, zeros, nonfinite = moments_of_whole(entries).unbind(0)
+        statistics = torch.stack([std, rms, torch.maximum(-low, high), zeros, nonfinite])
+        self._step.pieces.append(Piece(WEIGHT, [row], statistics[:, None]))
         gradient = opened.gradients[place]
         if gradient is not None:
             self._step.pieces.append(Piece(GRADIENT, [row], _by_itself(gradient)))
@@ -281,8 +313,10 @@ class ParameterProbe:
     def _read_updates(self, opened: _Opened) -> None:
         values = opened.plan.values()
         for shelf in opened.plan.shelves:
-            change = shelf.fill(2, [values[place] for place in shelf.places]).sub_(shelf.layers[0])
-            self._step.pieces.append(Piece(("update_norm",), shelf.rows, norms_of_rows(change)[None]))
+            members = self._members(shelf, enumerate(values[place] for place in shelf.places))
+            change = shelf.fill(2, members).sub_(shelf.layers[0])
+            norms = norms_of_rows(change) * shelf.factor
+            self._step.pieces.append(Piece(("update_norm",), shelf.rows, norms[None]))
         for place, before in opened.sampled.items():
             row, entries = opened.plan.rows[place], real_entries(values[place])
             after = self._chosen_entries(row, entries)
@@ -333,6 +367,8 @@ class ParameterProbe:
             return dict(denominators or {})
         left, large = dict(denominators or {}), set(tensors)
         for shelf in opened.plan.shelves:
+            if exactly and shelf.sampled:
+                continue
             which = [
                 index
                 for index, place in enumerate(shelf.places)
@@ -342,11 +378,14 @@ class ParameterProbe:
                 continue
             places = [shelf.places[index] for index in which]
             large.difference_update(places)
-            members = [local_part(tensors[place]) for place in places]
+            members = self._members(
+                shelf, [(index, tensors[shelf.places[index]].detach()) for index in which]
+            )
             whole = len(which) == len(shelf.rows)
             matrix = shelf.fill(2, members) if whole else shelf.fill_some(2, which, members)
             rows = [shelf.rows[index] for index in which]
-            self._step.pieces.append(Piece((column,), rows, norms_of_rows(matrix)[None]))
+            norms = norms_of_rows(matrix) * shelf.factor
+            self._step.pieces.append(Piece((column,), rows, norms[None]))
             if floors and all(left.get(place) is tensors[place] for place in places):
                 shares = shares_below(
                     matrix,
@@ -358,15 +397,19 @@ class ParameterProbe:
                 for place in places:
                     del left[place]
         for place in sorted(large):
-            row, entries = opened.plan.rows[place], gradient_entries(tensors[place])
-            factor = 1.0
-            if not exactly and entries.numel() > LARGE:
-                factor, entries = (
-                    math.sqrt(entries.numel() / self._sample),
-                    self._chosen_entries(row, entries),
-                )
-            self._step.pieces.append(Piece((column,), [row], norm_of_whole(entries).view(1, 1) * factor))
+            norm = norm_of_whole(gradient_entries(tensors[place]))
+            self._step.pieces.append(Piece((column,), [opened.plan.rows[place]], norm.view(1, 1)))
         return left
+
+
+def _correct(statistics: Tensor, column: int, entries: Tensor) -> None:
+    """Put the exact rms and count of non-finite entries into a column that was measured on a sample."""
+    norm = norm_of_whole(entries)
+    if torch.isfinite(norm):
+        statistics[1, column] = norm / math.sqrt(entries.numel())
+    else:
+        statistics[:-1, column] = torch.nan
+        statistics[-1, column] = (~torch.isfinite(entries)).sum()
 
 
 def _is_dense(gradient: Tensor | None) -> bool:
@@ -380,7 +423,7 @@ def _by_itself(gradient: Tensor) -> Tensor:
     size = stored if gradient.layout == torch.strided else gradient.numel()
     if not stored:
         return torch.tensor([[0.0], [0.0], [0.0], [1.0], [0.0]], dtype=torch.float64)
-    rms, absmax, zeros, nonfinite = magnitudes_of_whole(entries, sampled=True).unbind(0)
+    rms, absmax, zeros, nonfinite = magnitudes_of_whole(entries).unbind(0)
     if stored != size:
         rms, zeros = rms * math.sqrt(stored / size), 1.0 - (1.0 - zeros) * stored / size
     return torch.stack([torch.zeros_like(rms), rms, absmax, zeros, nonfinite])[:, None]

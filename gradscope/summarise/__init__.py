@@ -17,8 +17,8 @@ from gradscope.summarise.whole import (
     magnitudes_of_whole,
     moments_of_whole,
     norm_of_whole,
+    numbers_of_whole,
     sample_of,
-    spread_of_whole,
 )
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
     "moments_of_whole",
     "norm_of_whole",
     "norms_of_rows",
+    "numbers_of_whole",
     "sample_of",
     "shares_below",
-    "spread_of_whole",
 ]

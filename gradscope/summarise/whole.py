@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -39,60 +41,40 @@ def moments_of_whole(entries: Tensor) -> Tensor:
     """Return what `moments_of_rows` returns for one vector: (7,), float64; the share of zeros is sampled."""
     if not on_host(entries):
         return _on_device(entries)[:7]
+    numbers = numbers_of_whole(entries, moments=True)
+    if math.isnan(numbers[0]):
+        return torch.tensor(numbers, dtype=torch.float64)
+    numbers[5] = _zeros(entries, numbers[3], numbers[4])
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def numbers_of_whole(entries: Tensor, moments: bool) -> list[float]:
+    """Return the moments, or the magnitudes, of a vector on the host as numbers; 0 for the share of zeros."""
     entries = _wide(entries)
     count = entries.numel()
-    low, high = (float(value) for value in torch.aminmax(entries))
-    if not (abs(low) < torch.inf and abs(high) < torch.inf):
-        return _broken(entries, 7)
-    mean = float(entries.sum()) / count
-    square = _square_sum(entries, max(-low, high)) / count
+    low, high = (value.item() for value in torch.aminmax(entries))
+    absmax = max(-low, high)
+    if not absmax < math.inf:
+        nonfinite = float((~torch.isfinite(entries)).sum())
+        return [math.nan] * (6 if moments else 3) + [nonfinite]
+    square = _square_sum(entries, absmax) / count
+    if not moments:
+        return [square**0.5, absmax, 0.0, 0.0]
+    mean = entries.sum().item() / count
     variance = max(square - mean * mean, 0.0)
     if variance < CANCELLATION * square:
-        variance = _square_sum(entries, max(-low, high), mean) / count
-    zeros = _zeros(entries, low, high)
-    return torch.tensor([mean, variance**0.5, square**0.5, low, high, zeros, 0.0], dtype=torch.float64)
+        variance = _square_sum(entries, absmax, mean) / count
+    return [mean, variance**0.5, square**0.5, low, high, 0.0, 0.0]
 
 
-def magnitudes_of_whole(entries: Tensor, sampled: bool = False) -> Tensor:
-    """Return what `magnitudes_of_rows` returns, for one vector: (4,); the share of zeros is sampled.
-
-    sampled: whether the largest magnitude too may be that of a sample, if there are more than LARGE entries.
-    """
+def magnitudes_of_whole(entries: Tensor) -> Tensor:
+    """Return what `magnitudes_of_rows` returns, for one vector: (4,); the share of zeros is sampled."""
     if not on_host(entries):
         return _on_device(entries)[[2, 7, 5, 6]]
-    entries = _wide(entries)
-    if sampled and entries.numel() > LARGE:
-        return _magnitudes_by_sample(entries)
-    low, high = (float(value) for value in torch.aminmax(entries))
-    if not (abs(low) < torch.inf and abs(high) < torch.inf):
-        return _broken(entries, 4)
-    absmax = max(-low, high)
-    rms = (_square_sum(entries, absmax) / entries.numel()) ** 0.5
-    return torch.tensor([rms, absmax, _zeros(entries, low, high), 0.0], dtype=torch.float64)
-
-
-def _magnitudes_by_sample(entries: Tensor) -> Tensor:
-    sample = sample_of(entries)
-    norm = float(norm_of_whole(entries))
-    if not norm < torch.inf:
-        return _broken(entries, 4)
-    low, high = (float(value) for value in torch.aminmax(sample))
-    zeros = _zeros(sample, low, high)
-    return torch.tensor([norm / entries.numel() ** 0.5, max(-low, high), zeros, 0.0], dtype=torch.float64)
-
-
-def spread_of_whole(entries: Tensor) -> Tensor:
-    """Return std, rms, largest magnitude, share of zeros and count of non-finite entries of a vector: (5,).
-
-    Of more than LARGE entries all but the rms and the count is taken from a sample.
-    """
-    if on_host(entries) and entries.numel() > LARGE:
-        entries = _wide(entries)
-        magnitudes = _magnitudes_by_sample(entries)
-        return torch.cat([sample_of(entries).double().std(correction=0).view(1), magnitudes])
-    statistics = moments_of_whole(entries)
-    _, std, rms, low, high, zeros, nonfinite = statistics.unbind(0)
-    return torch.stack([std, rms, torch.maximum(-low, high), zeros, nonfinite])
+    numbers = numbers_of_whole(entries, moments=False)
+    if not math.isnan(numbers[0]):
+        numbers[2] = _zeros(entries, -numbers[1], numbers[1])
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def norm_of_whole(entries: Tensor) -> Tensor:
@@ -137,13 +119,6 @@ def _zeros(entries: Tensor, low: float, high: float) -> float:
         return 0.0
     sample = sample_of(entries)
     return (sample.numel() - int(torch.count_nonzero(sample))) / sample.numel()
-
-
-def _broken(entries: Tensor, statistics: int) -> Tensor:
-    """Return the statistics of a vector with non-finite entries: their count, all else absent."""
-    values = torch.full((statistics,), torch.nan, dtype=torch.float64)
-    values[-1] = (~torch.isfinite(entries)).sum()
-    return values
 
 
 def _on_device(entries: Tensor) -> Tensor:

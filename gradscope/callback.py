@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradscope.observe import Recorder
-from gradscope.places import new_run
+from gradscope.places import RUNS, new_run
 from gradscope.settings import Settings
 from gradscope.store import RunWriter, read_run
 
@@ -41,7 +41,7 @@ class Observation:
         super().__init__()
         self._settings = Settings(
             every_n_steps=every_n_steps,
-            layers=tuple(layers or ()),
+            layers=layers if isinstance(layers, str) else tuple(layers or ()),
             update_sample=update_sample,
             dead_window=dead_window,
         )
@@ -165,7 +165,18 @@ class Observation:
             facts["skipped"] = (after < self._scale).double() if after is not None else 0.0
         return facts
 
-    # Resuming
+    # Resuming, and copies
+
+    @property
+    def state_key(self) -> str:
+        """Name this callback's state in checkpoints: several with different settings may go together."""
+        settings = self._settings
+        return f"GradScope{{{self._run_dir!r}, {settings.every_n_steps!r}, {list(settings.layers)!r}}}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what observes, open files, and what Lightning lends: a copy observes nothing as yet."""
+        own = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
+        return {**own, "_recorder": None, "_handles": [], "_losses": [], "_state": self.state_dict()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs: the steps done and the run's path."""
@@ -188,11 +199,11 @@ class Observation:
 def beside_checkpoints(trainer: Any) -> Path:
     """Return the folder for new runs by ModelCheckpoint's rule: the logger's, else default_root_dir."""
     if not trainer.loggers:
-        return Path(trainer.default_root_dir) / "gradscope"
+        return Path(trainer.default_root_dir) / RUNS
     logger = trainer.loggers[0]
     save_dir = logger.save_dir if logger.save_dir is not None else trainer.default_root_dir
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    return Path(save_dir) / str(logger.name) / version / "gradscope"
+    return Path(save_dir) / str(logger.name) / version / RUNS
 
 
 def _model_of(pl_module: Any) -> nn.Module:
@@ -245,11 +256,21 @@ def closing_line(path: Path) -> str:
     """Return one line: the verdict, the top finding, and how to see the report."""
     command = f"gradscope report {shlex.quote(str(path))}"
     try:
+        run = read_run(path)
+    except Exception as error:
+        return f"gradscope: nothing was recorded: {' '.join(str(error).split())}"
+    try:
         from gradscope.examine import examine
 
-        report = examine(read_run(path))
-        top = report.findings[0] if report.findings else None
+        report = examine(run)
     except Exception:
         return f"gradscope: the run is recorded. Next: {command}"
+    top = report.findings[0] if report.findings else None
     finding = f"; {top.rule}: {' '.join(top.message.split())}" if top else "."
-    return f"gradscope: {report.verdict}{finding} Next: {command}"
+    ended = f" Training ended by {_short(run.info.exception)}." if run.info.exception else ""
+    return f"gradscope: {report.verdict}{finding}{ended} Next: {command}"
+
+
+def _short(text: str, most: int = 120) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from gradscope.callback import closing_line
 from gradscope.errors import GradscopeError
 from gradscope.observe import Recorder
-from gradscope.places import new_run
+from gradscope.places import RUNS, new_run
 from gradscope.settings import Settings
 from gradscope.store import RunWriter
 
@@ -79,7 +79,7 @@ class Watch:
         self.run_path: Path | None = None
 
     def __enter__(self) -> Watch:
-        self.run_path = new_run(self._run_dir, Path("gradscope_runs"))
+        self.run_path = new_run(self._run_dir, Path(RUNS))
         writer = RunWriter(self.run_path, settings=self._settings)
         self._recorder = Recorder(
             self._model, self._optimizers, writer, self._settings, _facts_of(self._model)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
+# Not "gradscope": a folder of that name in the current directory would be taken for the package.
+RUNS = "gradscope_runs"
+
 
 def new_run(asked: str | Path | None, folder: Path) -> Path:
     """Return the directory of a new run: as asked for, else a new one in `folder`, named for the time.

@@ -156,7 +156,7 @@ class RunInfo:
 
     training: facts of the set-up, present where known: "precision", "device", "world_size", "strategy",
     "accumulate_grad_batches", "clip_value", "clip_algorithm", "batch_size", "max_steps", "max_epochs",
-    "automatic_optimization", "schedulers".
+    "automatic_optimization", "schedulers"; "steps", all optimizer steps done, once the run has ended.
     loss: facts of the loss's autograd graph: "functions" (names, the loss first), "inputs" (layers that feed
     it), "shapes" (of what the loss function compared, where it kept them).
     """

@@ -55,7 +55,9 @@ class Settings:
     spike_ratio: float = option(
         10.0, "gradient norms above this multiple of their running median are spikes", "Pascanu et al. 2013"
     )
-    improved_share: float = option(0.75, "a loss that fell by at least this share shows a network that trains")
+    improved_share: float = option(
+        0.75, "a loss that fell by at least this share shows a network that trains"
+    )
     stuck_share: float = option(0.1, "a loss that fell by less than this share shows one that doesn't")
     chance_share: float = option(0.9, "a loss above this share of a constant guess's loss is a guess")
     dead_share: float = option(
@@ -114,6 +116,8 @@ class Settings:
         every = self.every_n_steps
         if every != "auto" and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise SettingsError(f'every_n_steps is {every!r}; give a whole number of at least 1, or "auto"')
+        if not isinstance(self.layers, tuple) or not all(isinstance(name, str) for name in self.layers):
+            raise SettingsError(f'layers is {self.layers!r}; give a list of name patterns, such as ["net.*"]')
         for name in (
             "dense_steps",
             "steps_per_doubling",

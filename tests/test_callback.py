@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import pickle
 import signal
 import typing
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import gradscope
 import gradscope.lightning
 import gradscope.pytorch_lightning
 from gradscope import read_run
@@ -101,7 +103,7 @@ def test_both_packages_record_a_fit(name: str, tmp_path: Path, capsys: pytest.Ca
     fit(package, tmp_path, scope, gradient_clip_val=0.05)
     run = run_of(scope)
     assert run.info.status == "finished"
-    assert run.path.parent == tmp_path / "gradscope"
+    assert run.path.parent == tmp_path / "gradscope_runs"
     assert run.steps["step"].tolist() == list(range(10))
     assert run.steps["epoch"].tolist() == [0] * 5 + [1] * 5
     assert run.steps["batch_idx"].tolist() == [0, 1, 2, 3, 4] * 2
@@ -299,7 +301,7 @@ def test_a_logger_gives_the_place(tmp_path: Path) -> None:
     logger = package.loggers.CSVLogger(tmp_path / "logs", name="mine")
     fit(package, tmp_path, scope, logger=logger, max_epochs=1)
     assert scope.run_path is not None
-    assert scope.run_path.parent == tmp_path / "logs" / "mine" / "version_0" / "gradscope"
+    assert scope.run_path.parent == tmp_path / "logs" / "mine" / "version_0" / "gradscope_runs"
 
 
 def test_the_constructor_suits_a_command_line() -> None:
@@ -310,3 +312,66 @@ def test_the_constructor_suits_a_command_line() -> None:
         assert not any(item.kind in (item.VAR_KEYWORD, item.VAR_POSITIONAL) for item in parameters)
         state = GradScope().state_dict()
         assert all(isinstance(value, (int, str)) for value in state.values())
+
+
+def test_two_callbacks_with_different_settings_go_together(tmp_path: Path) -> None:
+    package, GradScope = PACKAGES["pytorch_lightning"]
+    whole = GradScope(str(tmp_path / "whole"), verbose=False)
+    part = GradScope(str(tmp_path / "part"), layers=["net.0"], verbose=False)
+    keep = package.callbacks.ModelCheckpoint(tmp_path, save_last=True, save_top_k=0)
+    fit(package, tmp_path, whole, callbacks=[part, keep], enable_checkpointing=True, max_epochs=1)
+    assert len(run_of(whole).layers) == 4
+    assert [layer.name for layer in run_of(part).layers] == ["net.0"]
+
+
+def test_the_closing_line_claims_no_run_where_nothing_could_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package, GradScope = PACKAGES["pytorch_lightning"]
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.warns(UserWarning, match="gradscope stopped recording"):
+        fit(package, tmp_path, GradScope(str(tmp_path / "file")), max_epochs=1)
+    assert "gradscope: nothing was recorded" in capsys.readouterr().out
+
+
+def test_the_closing_line_says_what_ended_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package, GradScope = PACKAGES["pytorch_lightning"]
+
+    def training_step(self: Any, batch: list[Tensor], index: int) -> Tensor:
+        raise ValueError("bad batch")
+
+    with pytest.raises(ValueError, match="bad batch"):
+        fit(package, tmp_path, GradScope(), module(package, training_step=training_step))
+    assert "Training ended by ValueError: bad batch" in capsys.readouterr().out
+
+
+def test_patterns_that_match_nothing_are_said(tmp_path: Path) -> None:
+    package, GradScope = PACKAGES["pytorch_lightning"]
+    with pytest.warns(UserWarning, match="watches no module: none has a name like nothing"):
+        fit(package, tmp_path, GradScope(layers=["nothing*"], verbose=False), max_epochs=1)
+    with pytest.raises(gradscope.GradscopeError, match="give a list of name patterns"):
+        GradScope(layers="net.*")
+
+
+def test_the_callback_can_be_pickled_while_it_records(tmp_path: Path) -> None:
+    package, GradScope = PACKAGES["pytorch_lightning"]
+    scope = GradScope(str(tmp_path / "run"), verbose=False)
+    copies: list[Any] = []
+
+    def training_step(self: Any, batch: list[Tensor], index: int) -> Tensor:
+        copies.append(pickle.loads(pickle.dumps(scope)))
+        return self.loss(self.net(batch[0]), batch[1])
+
+    fit(package, tmp_path, scope, module(package, training_step=training_step), max_epochs=1)
+    assert copies[2].state_dict() == {"step": 2, "run_path": str(tmp_path / "run")}
+    assert len(run_of(scope).steps) == 5
+
+
+def test_all_steps_are_counted_also_those_not_recorded(tmp_path: Path) -> None:
+    package, GradScope = PACKAGES["pytorch_lightning"]
+    scope = GradScope(str(tmp_path / "run"), every_n_steps=4, verbose=False)
+    fit(package, tmp_path, scope)
+    assert run_of(scope).steps["step"].tolist() == [0, 4, 8]
+    assert run_of(scope).info.training["steps"] == 10

@@ -97,6 +97,11 @@ class Recorder:
         self.alive = True
         with _guard(self):
             self._modules = watched_modules(self._model, self.settings.layers)
+            if self.settings.layers and not self._modules:
+                warnings.warn(
+                    f"gradscope watches no module: none has a name like {', '.join(self.settings.layers)}",
+                    stacklevel=2,
+                )
             self._parameters, _ = named_parameters(self._model)
             self._lazy = any(is_lazy(parameter) for parameter in self._parameters.values())
             self.info = self._describe()
@@ -206,6 +211,8 @@ class Recorder:
         if self.alive:
             with _guard(self):
                 self._deliver()
+                self.info = replace(self.info, training={**self.info.training, "steps": self.step})
+                self._sink.update(self.info)
                 self._sink.close(status, exception)
             self.alive = False
 

@@ -68,7 +68,7 @@ def _loss(run: Run) -> str:
 def _steps(run: Run) -> tuple[str, str]:
     if not len(run.steps):
         return "0", "nothing was recorded"
-    done = int(run.steps["step"].iloc[-1]) + 1
+    done = int(run.info.training.get("steps", int(run.steps["step"].iloc[-1]) + 1))
     return f"{done:,}", f"{len(run.steps):,} recorded"
 
 

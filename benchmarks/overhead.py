@@ -1,10 +1,10 @@
 """Measure what recording costs: median ratios to bare training, all variants interleaved step by step.
 
-    python benchmarks/overhead.py [--quick] [--device cuda] [--workload NAME] [--rounds N]
+    python benchmarks/overhead.py [--quick] [--device cuda] [--workload NAME] [--rounds N] [--cpu-time]
 
 Every variant trains its own copy of the same model on the same batch. In each round every variant makes
-one step, in an order that rotates, so that a slow moment of a shared machine falls on all of them alike. A
-ratio is the median over the rounds of (seconds of the variant's step) / (seconds of bare training's step in
+one step, in a random order, so that a slow moment of a shared machine, and the cache that the step before
+left, fall on all of them alike. A ratio is the median over the rounds of (seconds of the variant's step) / (seconds of bare training's step in
 the same round).
 """
 
@@ -14,6 +14,7 @@ import copy
 import importlib.util
 import json
 import platform
+import random
 import subprocess
 import tempfile
 import time
@@ -35,6 +36,7 @@ from workloads import WORKLOADS, Workload
 
 import gradscope
 
+Clock = Callable[[], float]
 Variant = Callable[[nn.Module, torch.optim.Optimizer], Any]
 TARGETS = {
     "gradscope, every step": {"mlp": 1.08, "tiny": 1.30, "resnet": 1.05, "gpt": 1.04},
@@ -49,7 +51,9 @@ def recorded(model: nn.Module, optimizer: torch.optim.Optimizer, every: int | st
     """Watch a model by gradscope."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        gradscope.watch(model, optimizer, run_dir=f"{folder}/run", every_n_steps=every) as scope,
+        gradscope.watch(
+            model, optimizer, run_dir=f"{folder}/run", every_n_steps=every, verbose=False
+        ) as scope,
     ):
         yield scope.step
 
@@ -64,21 +68,21 @@ class Trainee:
     targets: Tensor
     after: AfterStep
 
-    def step(self, synchronize: Callable[[], None]) -> float:
+    def step(self, synchronize: Callable[[], None], clock: Clock) -> float:
         """Train one step and return its seconds."""
         synchronize()
-        start = time.perf_counter()
+        start = clock()
         self.optimizer.zero_grad()
         loss = nn.functional.cross_entropy(self.model(self.inputs), self.targets)
         loss.backward()
         self.optimizer.step()
         self.after(loss)
         synchronize()
-        return time.perf_counter() - start
+        return clock() - start
 
 
 def race(
-    workload: Workload, variants: dict[str, Variant], rounds: int, device: str
+    workload: Workload, variants: dict[str, Variant], rounds: int, device: str, clock: Clock
 ) -> dict[str, list[float]]:
     """Return every variant's seconds per round; warm-up rounds are left out."""
     torch.manual_seed(0)
@@ -94,10 +98,11 @@ def race(
             trainees[name] = Trainee(model, optimizer, inputs, targets, after)
         seconds: dict[str, list[float]] = {name: [] for name in variants}
         names = list(variants)
-        for number in range(rounds):
-            turn = number % len(names)
-            for name in names[turn:] + names[:turn]:
-                seconds[name].append(trainees[name].step(synchronize))
+        shuffle = random.Random(0).shuffle
+        for _ in range(rounds):
+            shuffle(names)
+            for name in names:
+                seconds[name].append(trainees[name].step(synchronize, clock))
     return seconds
 
 
@@ -106,23 +111,23 @@ def ratio(seconds: list[float], bare: list[float], warm_up: int = 3) -> float:
     return median(one / other for one, other in zip(seconds[warm_up:], bare[warm_up:], strict=True))
 
 
-def dense(workload: Workload, rounds: int, device: str) -> dict[str, float]:
+def dense(workload: Workload, rounds: int, device: str, clock: Clock) -> dict[str, float]:
     """Race full recording at every step against bare training and against every installed peer."""
     variants: dict[str, Variant] = {"bare": nothing}
     variants["gradscope, every step"] = lambda model, optimizer: recorded(model, optimizer, 1)
     for name, (variant, needs) in PEERS.items():
         if not needs or importlib.util.find_spec(needs):
             variants[name] = variant
-    seconds = race(workload, variants, rounds, device)
+    seconds = race(workload, variants, rounds, device, clock)
     return {name: ratio(seconds[name], seconds["bare"]) for name in variants if name != "bare"}
 
 
-def scheduled(workload: Workload, steps: int, device: str) -> dict[str, float]:
+def scheduled(workload: Workload, steps: int, device: str, clock: Clock) -> dict[str, float]:
     """Race the default schedule against bare training over its first `steps` steps."""
     variants: dict[str, Variant] = {"bare": nothing}
     variants["auto"] = lambda model, optimizer: recorded(model, optimizer, "auto")
     variants["never"] = lambda model, optimizer: recorded(model, optimizer, 10**9)
-    seconds = race(workload, variants, steps, device)
+    seconds = race(workload, variants, steps, device, clock)
     whole = sum(seconds["auto"][1:]) / sum(seconds["bare"][1:])
     return {
         "gradscope, default schedule, 1,000 steps": whole,
@@ -130,11 +135,15 @@ def scheduled(workload: Workload, steps: int, device: str) -> dict[str, float]:
     }
 
 
-def measure(chosen: list[Workload], rounds: int, steps: int, device: str) -> dict[str, dict[str, float]]:
+def measure(
+    chosen: list[Workload], rounds: int, steps: int, device: str, clock: Clock
+) -> dict[str, dict[str, float]]:
     """Return ratios by variant and workload."""
     table: dict[str, dict[str, float]] = {}
     for workload in chosen:
-        results = dense(workload, rounds, device) | scheduled(workload, steps, device)
+        results = dense(workload, rounds, device, clock)
+        if steps:
+            results |= scheduled(workload, steps, device, clock)
         for name, value in results.items():
             table.setdefault(name, {})[workload.name] = value
     return table
@@ -171,11 +180,27 @@ def show(table: dict[str, dict[str, float]], console: Console) -> None:
 @click.option(
     "--rounds", default=100, show_default=True, help="Rounds of the race in which every step is recorded."
 )
+@click.option(
+    "--steps", default=SCHEDULE_STEPS, show_default=True, help="Steps under the default schedule; 0 for none."
+)
+@click.option("--cpu-time", is_flag=True, help="Count processor time: steadier on a busy machine.")
+@click.option("--threads", type=int, help="Threads of torch; all cores by default.")
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the ratios as JSON.")
-def main(quick: bool, device: str, names: tuple[str, ...], rounds: int, output: Path | None) -> None:
+def main(
+    quick: bool,
+    device: str,
+    names: tuple[str, ...],
+    rounds: int,
+    steps: int,
+    cpu_time: bool,
+    threads: int | None,
+    output: Path | None,
+) -> None:
     """Print the table of ratios."""
+    torch.set_num_threads(threads or torch.get_num_threads())
+    clock = time.process_time if cpu_time else time.perf_counter
     chosen = [workload for workload in WORKLOADS if not names or workload.name in names]
-    table = measure(chosen, 8 if quick else rounds, 40 if quick else SCHEDULE_STEPS, device)
+    table = measure(chosen, 8 if quick else rounds, 40 if quick else steps, device, clock)
     console = Console()
     show(table, console)
     console.print(describe_machine(device))

@@ -13,6 +13,7 @@ from gradscope.records import Remedy
 _ADAM_RATE = 1e-3
 _DECAY = {"AdamW": 0.01}
 _USUAL_DECAY = 1e-4
+_LEAST_DECAY = 1e-5  # less is none at all
 _FLOOR_SHARE = 1e-2
 _SMALLEST_EPSILON = 1e-15
 
@@ -81,7 +82,8 @@ def lower_epsilon(case: Case) -> Remedy | None:
 def decay_less(case: Case) -> Remedy | None:
     """Lower weight decay to a usual figure."""
     old = case.number("weight_decay") or case.option("weight_decay")
-    wanted = case.number("suggested_weight_decay") or _DECAY.get(case.optimizer, _USUAL_DECAY)
+    usual = _DECAY.get(case.optimizer, _USUAL_DECAY)
+    wanted = min(max(case.number("suggested_weight_decay") or usual, _LEAST_DECAY), usual)
     new = rounded(min(wanted, old / 10)) if old else 0.0
     shown = f" from {figure(old)}" if old else ""
     pull = (

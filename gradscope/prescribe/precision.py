@@ -17,7 +17,8 @@ def is_half(case: Case) -> bool:
 def use_bfloat16(case: Case) -> Remedy | None:
     """Use bfloat16, which has float32's range, for float16."""
     precision = str(case.fact("precision") or "")
-    if "bf16" in precision or not is_half(case):
+    already = any("bfloat16" in item.dtype for item in case.run.parameters)
+    if "bf16" in precision or already or not is_half(case):
         return None
     code = (
         block(case.trainer, "", 'trainer = pl.Trainer(precision="bf16-mixed")')

@@ -59,6 +59,7 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
         scaling.scale_inputs,
     ),
     "non-finite": (
+        fixes.blame_data,
         activation.replace_unbounded,
         precision.use_bfloat16,
         initialization.initialize_if_at_once,

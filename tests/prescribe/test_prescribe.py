@@ -345,3 +345,28 @@ def test_functional_activations_point_into_forward(tmp_path: Path) -> None:
     exec(remedy.code, space)
     assert space["model"].forward is not model.forward
     assert figure(0.25) in remedy.why
+
+
+def test_the_data_is_checked_first_where_the_input_layer_makes_nan_of_finite_weights() -> None:
+    run = mlp_run()
+    born = replace(finding("non-finite"), layers=(run.layers[0].name,), first_step=30)
+    assert prescribe(born, run)[0].title == "Check the batches for NaN and infinity"
+    later = replace(born, layers=(run.layers[4].name,))
+    assert prescribe(later, run)[0].title != "Check the batches for NaN and infinity"
+    broken = mlp_run(parameter_values={"weight_nonfinite": 1.0})
+    assert prescribe(born, broken)[0].title != "Check the batches for NaN and infinity"
+
+
+def test_weight_decay_is_lowered_to_a_figure_that_people_use() -> None:
+    names = [item.name for item in mlp_run().parameters]
+    groups = ({"lr": 0.05, "weight_decay": 5.0, "parameters": names},)
+    run = mlp_run(optimizer=OptimizerInfo("SGD", groups))
+    remedy = prescribe(finding("excessive-weight-decay", suggested_weight_decay=5e-11), run)[0]
+    assert 1e-5 <= remedy.action["weight_decay"] <= 1e-2
+
+
+def test_bfloat16_is_not_prescribed_to_bfloat16() -> None:
+    run = mlp_run()
+    half = tuple(replace(item, dtype="bfloat16") for item in run.parameters)
+    run = replace(run, info=replace(run.info, parameters=half), _tables={})
+    assert "bfloat16" not in prescribe(finding("gradient-underflow"), run)[0].title

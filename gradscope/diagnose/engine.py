@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from gradscope.diagnose.evidence import evidence
+from gradscope.diagnose.outcome import outcome
 from gradscope.diagnose.rule import Rule
 from gradscope.diagnose.rules import RULES
 from gradscope.records import SEVERITIES, Evidence, Finding, NotChecked, Run, Severity, Verdict
@@ -50,6 +51,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
         *_UNITS,
         *_STANDSTILL,
         "learning-rate-too-high",
+        "degenerate-normalization",
     ),
     "over-clipping": ("learning-rate-too-low", "epsilon-floor"),
     "gradient-underflow": _STANDSTILL,
@@ -67,7 +69,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "dead-units": (*_SIGNAL, "vanishing-gradient", *_STANDSTILL, *_START),
     "exploding-gradient": ("exploding-signal", "learning-rate-too-high", *_UNITS, *_BLOW_UP, *_START),
     "exploding-signal": (*_GRADIENT, *_UNITS, "learning-rate-too-high", *_BLOW_UP, *_START),
-    "vanishing-gradient": ("vanishing-signal", "dead-units", *_STANDSTILL, *_START),
+    "vanishing-gradient": ("vanishing-signal", *_UNITS, *_STANDSTILL, *_START),
     "vanishing-signal": ("dead-units", *_STANDSTILL, *_START),
     "zero-gradient": ("learning-rate-too-low", "epsilon-floor", "dead-units", *_SIGNAL, *_START),
     "symmetric-weights": ("poor-initialization", *_SIGNAL, *_GRADIENT, *_UNITS, *_STANDSTILL),
@@ -88,7 +90,17 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "loss-divergence": (),
 }
 # These act through updates, so nothing that was there before them follows from them.
-BY_UPDATES = ("learning-rate-too-high", "excessive-weight-decay", "gradient-not-zeroed", "over-clipping")
+BY_UPDATES: tuple[str, ...] = (
+    "learning-rate-too-high",
+    "excessive-weight-decay",
+    "gradient-not-zeroed",
+    "over-clipping",
+)
+# But the size of the updates is theirs from the first step on.
+SAME_UPDATES = (
+    ("excessive-weight-decay", "learning-rate-too-high"),
+    ("over-clipping", "learning-rate-too-low"),
+)
 
 
 @dataclass(frozen=True)
@@ -158,6 +170,10 @@ def _can_cause(cause: Finding, finding: Finding, settings: Settings) -> bool:
         return False
     if cause.rule == "dead-units" and finding.rule in _GRADIENT and _predicted_alone(finding, settings):
         return False
+    if cause.rule == "vanishing-gradient" and finding.rule == "saturated-activation":
+        return serious and cause.first_step < finding.first_step  # from the start, it is the other way round
+    if (cause.rule, finding.rule) in SAME_UPDATES:
+        return serious
     if cause.rule in BY_UPDATES:
         return serious and cause.first_step < finding.first_step
     # What a statistic shows at once, another may show a little later.
@@ -193,8 +209,10 @@ def rank(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def _verdict(run: Run, findings: Sequence[Finding], settings: Settings) -> Verdict:
+    """Return the verdict; a run that broke off or doesn't learn, nobody knows why, is not called healthy."""
     if any(finding.severity != "note" for finding in findings):
         return "ailing"
     if run.info.status == "failed":
         return "inconclusive"
-    return "healthy" if len(run.steps) >= settings.fewest_steps else "inconclusive"
+    looked = len(run.steps) >= settings.fewest_steps
+    return "healthy" if looked and outcome(run, settings).progress != "stuck" else "inconclusive"

@@ -91,14 +91,16 @@ def allowance(items: tuple[WeightLayer, ...], ratio: float, settings: Settings) 
 def lasting_trend(run: Run, profile: Profile, limit: float, settings: Settings) -> Stretch | None:
     """Return where the profile rises (or, limit < 0, falls) by more than `limit` from first to last layer.
 
-    The trend must also show in the layers themselves: the first third against the last, unless one of them
-    has only zeros.
+    The trend must also show in the layers themselves: the first third against the last, or, once it did,
+    one of them has only zeros.
     """
     third = max(1, len(profile.items) // 3)
     with np.errstate(invalid="ignore"):
         ends = _row_median(profile.values[:, -third:]) - _row_median(profile.values[:, :third])
         sign = math.copysign(1.0, limit)
-        holds = (sign * profile.rise >= abs(limit)) & ~(sign * ends < abs(limit) / 2)
+        steep = sign * profile.rise >= abs(limit)
+        shown = steep & (sign * ends >= abs(limit) / 2)
+        holds = shown | (steep & np.isnan(ends) & np.maximum.accumulate(shown))
     stretch = longest_stretch(holds, run, lasting(run, settings))
     if stretch is not None and broken(run) and stretch.first_row == 0:
         stretch = replace(stretch, ongoing=True)  # nothing came after it but NaN

@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 
 from gradscope.diagnose.outcome import outcome, severity
-from gradscope.diagnose.series import longest_stretch, median, require_steps, steps_of
+from gradscope.diagnose.series import Stretch, longest_stretch, median, require_steps, steps_of
 from gradscope.diagnose.wording import listed, present
 from gradscope.records import Finding, LayerInfo, Run
 from gradscope.settings import Settings
@@ -41,11 +41,11 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         return None
     require_steps(run, settings.patience)
     few = [layer for layer in layers if _values(run, layer) <= 2]
-    flat = [layer for layer in layers if layer not in few and _flat(run, layer, settings)]
-    found = few + flat
+    stretches = {layer.name: _flat(run, layer, settings) for layer in layers if layer not in few}
+    found = [layer for layer in layers if stretches.get(layer.name, True)]
     if not found:
         return None
-    loss = outcome(run, settings)
+    loss, first = outcome(run, settings), int(steps_of(run)[0])
     start = min(found, key=lambda layer: layer.depth)
     number, spread = _values(run, start), median(run.layer_table("activation_std")[start.name].to_numpy())
     return Finding(
@@ -56,7 +56,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         else f"The output of {listed([layer.name for layer in found])} hardly varies.",
         tuple(layer.name for layer in sorted(found, key=lambda layer: layer.depth)),
         (),
-        int(steps_of(run)[0]),
+        min((item.first_step for item in stretches.values() if item and not few), default=first),
         int(steps_of(run)[-1]),
         "Of one value the normalised is always zero, of two it is their order only."
         if start in few
@@ -80,10 +80,10 @@ def _values(run: Run, layer: LayerInfo) -> float:
     return math.inf
 
 
-def _flat(run: Run, layer: LayerInfo, settings: Settings) -> bool:
+def _flat(run: Run, layer: LayerInfo, settings: Settings) -> Stretch | None:
     gains = [run.parameter(name) for name in layer.parameters if run.parameter(name).role == "gain"]
     level = run.parameter_table("weight_rms")[gains[0].name].to_numpy() if gains else 1.0
     spread = run.layer_table("activation_std")[layer.name].to_numpy()
     by_design = bool(gains) and abs(float(gains[0].initial.get("mean", 1.0))) < 0.01
     stretch = longest_stretch(spread < settings.flat_share * level, run, settings.patience)
-    return not by_design and stretch is not None and stretch.ongoing
+    return stretch if not by_design and stretch is not None and stretch.ongoing else None

@@ -65,7 +65,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         f"A step changes the typical weight by {max(level, median(typical[rows])):.2g} of its size, at "
         "a learning rate of "
         f"{rate:.3g}; {loss.text}.",
-        tuple(items[index].layer for index in worst[:5]),
+        tuple(dict.fromkeys(items[index].layer for index in worst[:5] if items[index].layer)),
         tuple(items[index].name for index in worst[:5]),
         int(steps_of(run)[rows[0]]),
         int(steps_of(run)[rows[-1]]),

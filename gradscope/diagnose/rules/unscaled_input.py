@@ -2,7 +2,8 @@
 
 What it finds
 A first layer whose output is so large (or small), given its initial weights, that its input must have a
-root mean square above 10 (or under 0.01), in a network that does not train well.
+root mean square above 10 (or under 0.01), in a network that does not train well. In a recurrent layer the
+gradients of input and recurrent weights tell.
 
 Why it hurts
 The first layer's outputs saturate or dominate, and its gradient is larger than all others' by the same
@@ -15,7 +16,7 @@ Remedies
 Standardise the inputs with the training set's mean and standard deviation; a BatchNorm in front.
 
 Evidence
-input_rms (estimated from output and weights at the first recorded step), output_rms, sigma_w2,
+input_rms (estimated at the first recorded steps), output_rms, sigma_w2 (not of a recurrent layer),
 loss_improvement.
 
 References
@@ -26,10 +27,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from gradscope.diagnose.architecture import WeightLayer, names, weight_layers, weights
 from gradscope.diagnose.outcome import outcome, severity
+from gradscope.diagnose.recurrence import recurrences
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import require_steps, steps_of
+from gradscope.diagnose.series import median, require_steps, steps_of
 from gradscope.diagnose.wording import present
 from gradscope.records import Finding, Run
 from gradscope.settings import Settings
@@ -43,10 +47,10 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     first = [
         item
         for item in weight_layers(run)
-        if item.place == 0 and item.layer.role in ("linear", "convolution")
+        if item.place == 0 and item.layer.role in ("linear", "convolution", "recurrent")
     ]
     first = [item for item in first if not item.layer.inputs]
-    scales = {item: _input_rms(run, item) for item in first}
+    scales = {item: _input_rms(run, item, settings) for item in first}
     judged = {item: scale for item, scale in scales.items() if math.isfinite(scale)}
     require(judged, "no layer that takes the input has known weights and outputs")
     off = [item for item, scale in judged.items() if not settings.input_low < scale < settings.input_high]
@@ -65,19 +69,48 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         weights(off),
         int(steps_of(run)[0]),
         int(steps_of(run)[-1]),
-        f"With its initial weights {off[0].layer.name} turns inputs of unit scale into outputs of about "
-        f"{output / scale:.2g}; they are {output:.3g}.",
+        _cause(off[0], scale, output),
         present(
             input_rms=scale,
             output_rms=output,
-            sigma_w2=(output / scale) ** 2,
+            sigma_w2=math.nan if off[0].layer.role == "recurrent" else (output / scale) ** 2,
             loss_improvement=loss.improvement,
         ),
     )
 
 
-def _input_rms(run: Run, item: WeightLayer) -> float:
+def _cause(item: WeightLayer, scale: float, output: float) -> str:
+    if item.layer.role == "recurrent":
+        return (
+            f"The gradient of its input weights is {scale / output:.3g} times that of its recurrent weights, "
+            f"whose inputs, the states, have a root mean square of {output:.2g}."
+        )
+    return (
+        f"With its initial weights {item.layer.name} turns inputs of unit scale into outputs of about "
+        f"{output / scale:.2g}; they are {output:.3g}."
+    )
+
+
+def _recurrent_input_rms(run: Run, item: WeightLayer, settings: Settings) -> float:
+    """Estimate it from the gradients of the two weights: one signal, times the inputs or times the states."""
+    inputs, states = (
+        [name for name in item.layer.parameters if part in name] for part in ("weight_ih", "weight_hh")
+    )
+    known = next((found for found in recurrences(run) if found.layer.name == item.layer.name), None)
+    # A gradient that explodes through time is largest at the first steps, whose states are still near zero.
+    explodes = known is None or not (known.gated or known.total <= 1)
+    if not inputs or not states or explodes:
+        return math.nan
+    gradients = run.parameter_table("gradient_rms").iloc[: settings.patience]
+    size = median(run.layer_table("activation_rms")[item.layer.name].to_numpy()[: settings.patience])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return size * median(gradients[inputs[0]].to_numpy() / gradients[states[0]].to_numpy())
+
+
+def _input_rms(run: Run, item: WeightLayer, settings: Settings) -> float:
     """Estimate the root mean square of a first layer's input from its first output and its weights."""
+    if item.layer.role == "recurrent":
+        return _recurrent_input_rms(run, item, settings)
     output = float(run.layer_table("activation_rms")[item.layer.name].iloc[0])
     initial = item.weight.initial
     deviation = math.hypot(float(initial.get("std", math.nan)), float(initial.get("mean", math.nan)))

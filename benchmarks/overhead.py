@@ -4,8 +4,8 @@
 
 Every variant trains its own copy of the same model on the same batch. In each round every variant makes
 one step, in a random order, so that a slow moment of a shared machine, and the cache that the step before
-left, fall on all of them alike. A ratio is the median over the rounds of (seconds of the variant's step) / (seconds of bare training's step in
-the same round).
+left, fall on all of them alike. A ratio is the median over the rounds of (seconds of the variant's step) /
+(seconds of bare training's step in the same round).
 """
 
 from __future__ import annotations

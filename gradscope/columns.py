@@ -59,7 +59,12 @@ LAYER_COLUMNS: tuple[Column, ...] = (
     _activation("rms", "activation", "root mean square of the output", "root-mean-square"),
     _activation("min", "activation", "smallest entry", "min"),
     _activation("max", "activation", "largest entry", "max"),
-    _activation("zero_fraction", "fraction", "share of entries that are exactly 0", "mean"),
+    _activation(
+        "zero_fraction",
+        "fraction",
+        "share of entries that are exactly 0 (sampled above 8,192 entries)",
+        "mean",
+    ),
     _activation(
         "saturated_fraction",
         "fraction",
@@ -106,8 +111,18 @@ PARAMETER_COLUMNS: tuple[Column, ...] = (
         "root-mean-square",
         "count",
     ),
-    Column("weight_absmax", "weight", "largest magnitude in the parameter", "max"),
-    Column("weight_std", "weight", "standard deviation of the parameter about its mean", "first"),
+    Column(
+        "weight_absmax",
+        "weight",
+        "largest magnitude in the parameter (of a sample above 65,536 entries)",
+        "max",
+    ),
+    Column(
+        "weight_std",
+        "weight",
+        "standard deviation of the parameter about its mean (of a sample above 65,536 entries)",
+        "first",
+    ),
     Column("weight_nonfinite", "entries", "NaN and infinite entries of the parameter", "sum"),
     Column("gradient_missing", "0 or 1", "1 if the trained parameter's gradient was None at the step", "min"),
     Column(
@@ -117,11 +132,16 @@ PARAMETER_COLUMNS: tuple[Column, ...] = (
         "first",
     ),
     Column("gradient_rms", "loss / weight", "root mean square of that gradient", "root-mean-square", "count"),
-    Column("gradient_absmax", "loss / weight", "largest magnitude of that gradient", "max"),
+    Column(
+        "gradient_absmax",
+        "loss / weight",
+        "largest magnitude of that gradient (of a sample above 65,536 entries)",
+        "max",
+    ),
     Column(
         "gradient_zero_fraction",
         "fraction",
-        "share of that gradient's entries that are exactly 0",
+        "share of that gradient's entries that are exactly 0 (of a sample above 8,192 entries)",
         "mean",
         "count",
     ),
@@ -132,13 +152,13 @@ PARAMETER_COLUMNS: tuple[Column, ...] = (
     Column(
         "momentum_norm",
         "loss / weight",
-        "norm of the optimizer's first-moment buffer after the step",
+        "norm of the optimizer's first-moment buffer after the step (from a sample above 65,536 entries)",
         "first",
     ),
     Column(
         "second_moment_rms",
         "(loss / weight)²",
-        "root mean square of Adam's second moment after the step",
+        "root mean square of Adam's second moment after the step (of a sample above 65,536 entries)",
         "first",
     ),
     Column(

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gradscope.summarise.precision import CANCELLATION, LARGEST, SMALLEST, accumulator, on_host
 
-# Shares (of zeros, of saturated entries) of a tensor with more than SAMPLE entries are taken from RUNS × RUN of
-# them, evenly spread: counting costs five times a sum. The standard error of a share is 0.008 if they are
+# Shares (of zeros, of saturated entries) of a tensor with more than SAMPLE entries are taken from RUNS × RUN
+# of them, evenly spread: counting costs five times a sum. The standard error of a share is 0.008 if they are
 # independent.
 SAMPLE, RUNS, RUN = 8192, 32, 128
 # Of parameters with more entries, and of their gradients, all but norms and sums is taken from such a sample.

@@ -8,7 +8,8 @@ from gradscope.prescribe.paste import block, figure, rounded
 from gradscope.records import Remedy
 
 # |update| / |weight| of a network that learns steadily; usual band 1e-4 to 1e-2.
-TARGET = 1e-3
+TARGET = 3e-3
+_LOW_ENOUGH = 1e-3  # a rate whose updates are this small is not what ails
 _SMALLEST_CUT, _FALLBACK_CUT, _LARGEST_CUT = 3.0, 10.0, 1e4
 _WARMUP_SHARE = 0.1
 _OF_THE_RATE = ("learning-rate-too-high", "loss-divergence", "non-finite", "dead-units")
@@ -30,9 +31,9 @@ def lower_if_blown_up(case: Case) -> Remedy | None:
 
 
 def lower(case: Case) -> Remedy | None:
-    """Lower the rate so that a step changes the weights by about 0.1 %."""
+    """Lower the rate so that a step changes the weights by about 0.3 %."""
     ratio = case.number("update_ratio") or case.update_ratio
-    if not case.lr or (case.finding.rule not in _OF_THE_RATE and ratio is not None and ratio <= TARGET):
+    if not case.lr or (case.finding.rule not in _OF_THE_RATE and ratio is not None and ratio <= _LOW_ENOUGH):
         return None
     told = case.number("suggested_factor")
     cut = 1 / told if told else ratio / TARGET if ratio else _FALLBACK_CUT
@@ -60,7 +61,7 @@ def lower(case: Case) -> Remedy | None:
 
 
 def higher(case: Case) -> Remedy | None:
-    """Raise the rate so that a step changes the weights by about 0.1 %."""
+    """Raise the rate so that a step changes the weights by about 0.3 %."""
     if not case.lr:
         return None
     ratio = case.number("update_ratio") or case.update_ratio

@@ -129,7 +129,7 @@ def test_shallow_networks_may_have_batch_norm_unless_batches_are_tiny() -> None:
 
 def test_units_that_died_in_training_get_a_smaller_rate_and_those_born_dead_do_not() -> None:
     run = mlp_run(parameter_values={"update_ratio": 0.05})
-    assert first("dead-units", run, dead_at_start=0.0).title == "Lower the learning rate from 0.1 to 0.002"
+    assert first("dead-units", run, dead_at_start=0.0).title == "Lower the learning rate from 0.1 to 0.005"
     assert "rate" not in titles("dead-units", run, dead_at_start=1.0)
     assert "LeakyReLU" in titles("dead-units", run, dead_at_start=1.0)
 
@@ -137,10 +137,10 @@ def test_units_that_died_in_training_get_a_smaller_rate_and_those_born_dead_do_n
 def test_the_rate_follows_the_measured_updates() -> None:
     run = mlp_run(parameter_values={"update_ratio": 0.2})
     remedy = first("learning-rate-too-high", run)
-    assert remedy.action["rate"] == 0.0005
-    assert remedy.expected == "Update ratio 0.2 → 0.001."
+    assert remedy.action["rate"] == 0.002
+    assert remedy.expected == "Update ratio 0.2 → 0.004."
     low = first("learning-rate-too-low", mlp_run(parameter_values={"update_ratio": 1e-5}))
-    assert low.action["rate"] == 10.0
+    assert low.action["rate"] == 30.0
     assert first("learning-rate-too-low", run, suggested_factor=20.0).action["rate"] == 2.0
 
 

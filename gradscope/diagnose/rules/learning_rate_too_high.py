@@ -37,7 +37,8 @@ from gradscope.records import Finding, Run
 from gradscope.settings import Settings
 
 NAME = "learning-rate-too-high"
-HEALTHY_RATIO = 1e-3
+HEALTHY_RATIO = 3e-3  # the middle of the 1e-3 to 1e-2 of networks that learn, on a logarithmic scale
+HEALTHY_PEAK = 0.02  # their first steps under Adam, when weights are as small as they were initialised
 
 
 def detect(run: Run, settings: Settings) -> Finding | None:
@@ -58,7 +59,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     rows = np.flatnonzero(high)
     worst = np.argsort(-np.nan_to_num([median(ratios[rows, index]) for index in range(len(items))]))
     rate = learning_rate(run)
-    factor = HEALTHY_RATIO / max(level, peak if burst else level)
+    factor = HEALTHY_PEAK / peak if burst else HEALTHY_RATIO / level
     return Finding(
         NAME,
         "critical" if loss.progress == "stuck" else "warning",

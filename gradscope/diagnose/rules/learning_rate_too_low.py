@@ -35,7 +35,7 @@ from gradscope.records import Finding, Run
 from gradscope.settings import Settings
 
 NAME = "learning-rate-too-low"
-HEALTHY_RATIO = 1e-3
+HEALTHY_RATIO = 3e-3
 
 
 def detect(run: Run, settings: Settings) -> Finding | None:

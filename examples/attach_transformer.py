@@ -78,7 +78,7 @@ def copying_task(samples: int, config: Config) -> Tensor:
 def main(run_dir: str, quick: bool) -> None:
     torch.manual_seed(0)
     config = Config()
-    tokens = copying_task(640 if quick else 6400, config)
+    tokens = copying_task(1920 if quick else 6400, config)
     batches = DataLoader(TensorDataset(tokens), batch_size=32, shuffle=True)
     model = CausalLanguageModel(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

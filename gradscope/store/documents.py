@@ -111,6 +111,8 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
 def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and NoneType in kinds:
         return None
+    if float in kinds and value in ("Infinity", "-Infinity"):
+        return float(value)
     plain = (bool, int, float, str)
     exact = [kind for kind in kinds if kind in plain and type(value) is kind]
     others = [kind for kind in kinds if kind not in plain and kind is not NoneType]

@@ -157,16 +157,17 @@ def _remark(outcome: Outcome) -> str:
 def verdict_table(outcomes: Sequence[Outcome]) -> Table:
     """Return the verdicts as a table for the terminal."""
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for heading in ("program", "verdict", "first finding", "since", "as expected"):
-        table.add_column(heading, no_wrap=heading in ("program", "first finding"))
-    table.add_column("accuracy", justify="right")
+    for heading in ("program", "verdict", "first finding", "step"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("right")
+    table.add_column("accuracy", justify="right", no_wrap=True)
     for outcome in outcomes:
         found, colour = outcome.found, "red" if outcome.report.verdict == "ailing" else "green"
         table.add_row(
             outcome.program.name,
             f"[{colour}]{outcome.report.verdict}",
             found.rule if found else "–",
-            f"step {found.first_step}" if found else "",
+            f"{found.first_step}" if found else "",
             "[green]✓" if outcome.as_expected else f"[bold red]✗ {outcome.program.finding or 'healthy'}",
             wording.percent(outcome.accuracy),
         )

@@ -16,6 +16,10 @@ Severity = Literal["critical", "warning", "note"]
 Verdict = Literal["healthy", "ailing", "inconclusive"]
 Status = Literal["running", "finished", "interrupted", "failed"]
 
+# Of the run directory.
+# 1: run.json, events.jsonl, live/ journals, Parquet segments of steps, layers and parameters.
+FORMAT_VERSION = 1
+
 SEVERITIES: tuple[Severity, ...] = ("critical", "warning", "note")
 
 RULE_NAMES: tuple[str, ...] = (
@@ -424,8 +428,12 @@ class Treatment:
     complete: bool
 
     @property
+    def all_effects(self) -> tuple[Effect, ...]:
+        """Return the effects, that of the combination last."""
+        return (*self.effects, self.combination) if self.combination else self.effects
+
+    @property
     def winner(self) -> Effect | None:
         """Return the best effect that helps, the combination included; None if nothing helps."""
-        tried = [*self.effects, *([self.combination] if self.combination else [])]
-        helping = [effect for effect in tried if effect.outcome == "helps"]
+        helping = [effect for effect in self.all_effects if effect.outcome == "helps"]
         return max(helping, key=lambda effect: effect.gained, default=None)

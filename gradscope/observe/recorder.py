@@ -24,10 +24,8 @@ from gradscope.observe.pieces import ParameterStep, norms_of_step
 from gradscope.observe.probes import Probes
 from gradscope.observe.schedule import schedule_from
 from gradscope.observe.weights import ParameterProbe
-from gradscope.records import Event, RunInfo, Status, StepRecord
+from gradscope.records import FORMAT_VERSION, Event, RunInfo, Status, StepRecord
 from gradscope.settings import Settings
-
-FORMAT_VERSION = 1
 
 
 class Sink(Protocol):

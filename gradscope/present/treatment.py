@@ -58,8 +58,10 @@ class TreatmentPage:
 
 def treatment_page(treatment: Treatment, before: Report, after: Report | None) -> TreatmentPage:
     """Return the page's content; before and after: reports on the patient and on the winner's first seed."""
-    effects = [*treatment.effects, *([treatment.combination] if treatment.combination else [])]
-    ranked = sorted(effects, key=lambda effect: -effect.gained if math.isfinite(effect.gained) else math.inf)
+    ranked = sorted(
+        treatment.all_effects,
+        key=lambda effect: -effect.gained if math.isfinite(effect.gained) else math.inf,
+    )
     winner = treatment.winner
     model = wording.name(before.run.info.model)
     return TreatmentPage(

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from gradscope.errors import RunError
-from gradscope.records import Event, Run, RunInfo
+from gradscope.records import FORMAT_VERSION, Event, Run, RunInfo
 from gradscope.store.documents import DocumentError, format_version, load_event, load_info
 from gradscope.store.parts import Part, read_parts
-from gradscope.store.schema import FORMAT_VERSION, LAYERS, PARAMETERS, STEPS, rank_of_events
+from gradscope.store.schema import LAYERS, PARAMETERS, STEPS, rank_of_events
 from gradscope.store.tables import Restarts, assemble, restarts, with_all_steps
 
 

@@ -1,4 +1,4 @@
-"""The run directory's format: its version, its tables, its file names."""
+"""The run directory's format: its tables and its file names."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from gradscope.columns import LAYER_COLUMNS, PARAMETER_COLUMNS, STEP_COLUMNS, Co
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-# 1: run.json, events.jsonl, live/ journals, Parquet segments of steps, layers and parameters.
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)

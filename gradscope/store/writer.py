@@ -11,12 +11,11 @@ from pathlib import Path
 
 from gradscope.columns import LAYER_COLUMNS, PARAMETER_COLUMNS, STEP_COLUMNS, Column
 from gradscope.errors import RunError
-from gradscope.records import Event, RunInfo, Status, StepRecord
+from gradscope.records import FORMAT_VERSION, Event, RunInfo, Status, StepRecord
 from gradscope.settings import Settings
 from gradscope.store.documents import DocumentError, dump_event, dump_info, format_version, load_info
 from gradscope.store.journal import Header, Journal, JournalError
 from gradscope.store.schema import (
-    FORMAT_VERSION,
     TABLES,
     SegmentName,
     events_name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -206,8 +205,7 @@ def _scaled_inputs(batches: Sequence[Any]) -> list[Any]:
             "inputs can be standardised only where a batch begins with a floating-point tensor"
         )
     mean, deviation = _moments(torch.cat(first))
-    scaled = copy.copy(list(batches))
-    return [type(batch)([(batch[0] - mean) / deviation, *batch[1:]]) for batch in scaled]
+    return [type(batch)([(batch[0] - mean) / deviation, *batch[1:]]) for batch in batches]
 
 
 def _loss_of_scaled_targets(loss: Callable[[Any, Any], Tensor], batches: Sequence[Any]) -> Any:

@@ -16,7 +16,7 @@ from gradscope.errors import GradscopeError, SurgeryRefused
 from gradscope.examine import examine
 from gradscope.prescribe import surgery
 from gradscope.prescribe.training import TrainingChange, training_change
-from gradscope.records import Effect, Finding, Remedy, Report, Treatment, Trial
+from gradscope.records import Effect, Remedy, Report, Treatment, Trial
 from gradscope.store import find_run, read_run
 from gradscope.treat.effect import final_loss, improvement, paired_interval
 from gradscope.treat.patient import Patient, admit, draw_batches
@@ -94,7 +94,7 @@ def treat(
         findings=report.findings,
         effects=tuple(effects),
         combination=combination,
-        verdict=_verdict(effects, combination, patients, report),
+        verdict=_verdict((*effects, combination) if combination else effects, patients, report),
         steps=steps,
         seeds=seeds,
         complete=complete,
@@ -228,7 +228,7 @@ def _operated(model: Any, remedy: Remedy, batches: Sequence[Any]) -> Any:
 
 
 def _inputs(batches: Sequence[Any]) -> Any:
-    first = copy.copy(batches[0])
+    first = batches[0]
     return first[0] if isinstance(first, (tuple, list)) and first else first
 
 
@@ -314,18 +314,12 @@ def _combined(plan: Plan, effects: Sequence[Effect], patients: Sequence[Trial]) 
     return _effect(both, [_trial(plan, both, patient) for patient in patients], patients)
 
 
-def _verdict(
-    effects: Sequence[Effect], combination: Effect | None, patients: Sequence[Trial], report: Report
-) -> str:
-    tried = [*effects, *([combination] if combination else [])]
-    if any(effect.outcome == "helps" for effect in tried):
+def _verdict(effects: Sequence[Effect], patients: Sequence[Trial], report: Report) -> str:
+    if any(effect.outcome == "helps" for effect in effects):
         return "repaired"
     well = mean(patient.improvement for patient in patients) >= TRAINS_WELL
-    return "not ill" if well or not _ill(report.findings) else "not repaired"
-
-
-def _ill(findings: Sequence[Finding]) -> bool:
-    return any(finding.severity != "note" for finding in findings)
+    ill = any(finding.severity != "note" for finding in report.findings)
+    return "not ill" if well or not ill else "not repaired"
 
 
 def _or_worst(value: float) -> float:

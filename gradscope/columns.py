@@ -62,7 +62,7 @@ LAYER_COLUMNS: tuple[Column, ...] = (
     _activation(
         "zero_fraction",
         "fraction",
-        "share of entries that are exactly 0 (sampled above 8,192 entries)",
+        "share of entries that are exactly 0",
         "mean",
     ),
     _activation(
@@ -114,13 +114,13 @@ PARAMETER_COLUMNS: tuple[Column, ...] = (
     Column(
         "weight_absmax",
         "weight",
-        "largest magnitude in the parameter (of a sample above 65,536 entries)",
+        "largest magnitude in the parameter",
         "max",
     ),
     Column(
         "weight_std",
         "weight",
-        "standard deviation of the parameter about its mean (of a sample above 65,536 entries)",
+        "standard deviation of the parameter about its mean",
         "first",
     ),
     Column("weight_nonfinite", "entries", "NaN and infinite entries of the parameter", "sum"),
@@ -135,13 +135,13 @@ PARAMETER_COLUMNS: tuple[Column, ...] = (
     Column(
         "gradient_absmax",
         "loss / weight",
-        "largest magnitude of that gradient (of a sample above 65,536 entries)",
+        "largest magnitude of that gradient",
         "max",
     ),
     Column(
         "gradient_zero_fraction",
         "fraction",
-        "share of that gradient's entries that are exactly 0 (of a sample above 8,192 entries)",
+        "share of that gradient's entries that are exactly 0",
         "mean",
         "count",
     ),
@@ -152,13 +152,13 @@ PARAMETER_COLUMNS: tuple[Column, ...] = (
     Column(
         "momentum_norm",
         "loss / weight",
-        "norm of the optimizer's first-moment buffer after the step (from a sample above 65,536 entries)",
+        "norm of the optimizer's first-moment buffer after the step",
         "first",
     ),
     Column(
         "second_moment_rms",
         "(loss / weight)²",
-        "root mean square of Adam's second moment after the step (of a sample above 65,536 entries)",
+        "root mean square of Adam's second moment after the step",
         "first",
     ),
     Column(

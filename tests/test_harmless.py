@@ -8,6 +8,7 @@ import pickle
 import random
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -180,7 +181,7 @@ def test_a_bug_in_a_statistic_is_one_warning_and_an_event(monkeypatch: pytest.Mo
     def bug(*arguments: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(observer._flow._collector, "add", bug)
+    monkeypatch.setattr(observer._flow, "output", bug)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model(torch.randn(4, 12)).sum().backward()
@@ -197,7 +198,7 @@ def test_a_step_that_is_not_recorded_computes_nothing(monkeypatch: pytest.Monkey
     observer = watched(model, every=100)
     observer.end_step({})
     monkeypatch.setattr(recorder, "Parcel", None)
-    monkeypatch.setattr(observer, "_flow", None)
+    monkeypatch.setattr(observer, "_flow", SimpleNamespace(recording=False))
     monkeypatch.setattr(observer, "_weights", None)
     observer.begin_step()
     model(torch.randn(4, 12)).sum().backward()

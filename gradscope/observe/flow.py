@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.compiler import is_compiling
 
 from gradscope.columns import LAYER_COLUMNS
 from gradscope.observe.activations import INPUT_LIMITS, RECTIFIERS, limits_of_module, name_of_module
 from gradscope.observe.dataflow import Dataflow
+from gradscope.observe.host_layers import HostCollector
 from gradscope.observe.layers import describe_layer, unit_axis_of, usual_unit_axis
-from gradscope.observe.probes import MOST_HELD, SMALL, Probes, tensors_in
-from gradscope.observe.staging import OUTPUT, SIGNAL, Bench, Collector, Measured, Reading
+from gradscope.observe.probes import tensors_in
+from gradscope.observe.reading import OUTPUT, SIGNAL, Measured, Reading
+from gradscope.observe.staging import Collector
 from gradscope.observe.units import LiveUnits
 from gradscope.records import LayerInfo
 from gradscope.summarise import MAGNITUDES, MOMENTS, merge_calls
@@ -28,37 +29,38 @@ _SIGNAL_COLUMNS = [COLUMN[f"signal_{name}"] for name in MAGNITUDES]
 
 @dataclass(frozen=True)
 class LayerStep:
-    """All that was measured of the layers in one step, still on the device, and their calls."""
+    """All that was measured of the layers in one step, still on the device, their calls and live units."""
 
     calls: NDArray[np.float64]
     measured: list[Measured]
+    live: Mapping[int, NDArray[np.bool_]]
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors to bring to the host."""
-        return [
-            tensor
-            for item in self.measured
-            for tensor in (item.table, item.saturated, item.live)
-            if tensor is not None
-        ]
+        return [tensor for item in self.measured for tensor in item.tensors()]
 
 
 class Flow:
     """What the probes report to: the layers' calls, outputs and signals of the step being recorded."""
 
     def __init__(
-        self, modules: Mapping[str, nn.Module], layers: Sequence[LayerInfo], dead_window: int
+        self,
+        model: nn.Module,
+        modules: Mapping[str, nn.Module],
+        layers: Sequence[LayerInfo],
+        dead_window: int,
+        failed: Callable[[Exception], None],
     ) -> None:
+        self.model, self.failed = model, failed
+        self.recording, self.spent = False, 0.0
         self.layers = list(layers)
         self.dataflow: Dataflow | None = None
         self._readings = [_reading_of(module) for module in modules.values()]
-        self._collector = Collector()
-        self._outputs, self._signals = Bench(), Bench()
+        self._host, self._collector = HostCollector(), Collector()
         self._units = LiveUnits(dead_window)
         self._order: list[int] = []
         self.news = True
         self._calls = [0] * len(self.layers)
-        self._shown: list[tuple[int, Tensor, int]] = []
 
     # Reported by the probes
 
@@ -67,25 +69,21 @@ class Flow:
         self._calls[index] += 1
         if self.layers[index].depth < 0:
             self._first_call(index, module, output)
-        if type(output) is Tensor and output.numel() <= SMALL and not is_compiling():
-            self._show(index, output)
         if self.dataflow is not None:
             self.dataflow.returned(index, output)
 
-    def _show(self, index: int, output: Tensor) -> None:
-        """Keep an output until the step's end, to see whether something changes it in place."""
-        if output.requires_grad and len(self._shown) < MOST_HELD:
-            self._shown.append((index, output.detach(), output._version))
-
     def output(self, index: int, tensor: Tensor) -> None:
         """Take a tensor that layer `index` returned."""
-        dtype = tensor.dtype
-        if dtype.is_floating_point or dtype.is_complex:
-            self._collector.add(self._readings[index], index, tensor.detach())
+        reading = self._readings[index]
+        if not self._host.add_output(reading, index, tensor) and (
+            tensor.dtype.is_floating_point or tensor.dtype.is_complex
+        ):
+            self._collector.add(reading, index, tensor.detach())
 
     def signal(self, index: int, gradient: Tensor) -> None:
         """Take the gradient of the loss with respect to such a tensor."""
-        self._collector.add(SIGNAL, index, gradient.detach() if gradient.requires_grad else gradient)
+        if not self._host.add_signal(index, gradient):
+            self._collector.add(SIGNAL, index, gradient.detach())
 
     def _first_call(self, index: int, module: nn.Module, output: Any) -> None:
         layer = self.layers[index]
@@ -119,34 +117,12 @@ class Flow:
 
     # For the recorder
 
-    def forget(self, probes: Probes) -> None:
+    def forget(self) -> None:
         """Forget what was seen so far."""
-        probes.take()
+        self.spent = 0.0
+        self._host.take()
         self._collector.take()
-        self._shown = []
         self._calls = [0] * len(self.layers)
-
-    def gather(self, probes: Probes) -> None:
-        """Summarise what the probes hold; learn which of them may hold instead of copying."""
-        held, signals = probes.take()
-        kept = [(index, tensor) for index, tensor, version in held if tensor._version == version]
-        if len(kept) < len(held):
-            probes.distrust({index for index, tensor, version in held if tensor._version != version})
-        for index, _, _ in held:
-            self._calls[index] += 1
-        readings = self._readings
-        self._collector.measured += self._outputs.measure(
-            [index for index, _ in kept],
-            [readings[index] for index, _ in kept],
-            [tensor for _, tensor in kept],
-        )
-        self._collector.measured += self._signals.measure(
-            [index for index, _ in signals], [SIGNAL] * len(signals), [signal for _, signal in signals]
-        )
-        shown, self._shown = self._shown, []
-        if shown:
-            probes.trust({index for index, _, _ in shown})
-            probes.distrust({index for index, tensor, version in shown if tensor._version != version})
 
     def take(self) -> LayerStep:
         """Return what the step measured, and forget it."""
@@ -157,7 +133,8 @@ class Flow:
                 for layer, count in zip(self.layers, self._calls, strict=True)
             ]
         self._calls = [0] * len(self.layers)
-        return LayerStep(calls, self._collector.take())
+        measured, live = self._host.take()
+        return LayerStep(calls, measured + self._collector.take(), live)
 
     def learn(self, dataflow: Dataflow) -> None:
         """Take from one step's graph which layers feed which, and which activations modules don't show."""
@@ -186,7 +163,7 @@ class Flow:
             (False, _OUTPUT_COLUMNS, "activation_count"),
             (True, _SIGNAL_COLUMNS, "signal_count"),
         ):
-            chosen = [part for part in parts if part.item.reading.signal is signal]
+            chosen = [part for part in parts if part.item.signal is signal]
             if chosen:
                 merged, total = _merged([part.table for part in chosen], chosen, len(table))
                 table[:, columns], table[:, COLUMN[count]] = merged.T, np.where(total > 0, total, np.nan)
@@ -196,16 +173,18 @@ class Flow:
             table[:, COLUMN["activation_saturated_fraction"]] = shares[0]
         broken = table[:, COLUMN["activation_nonfinite"]] > 0
         table[broken, COLUMN["activation_saturated_fraction"]] = np.nan
-        self._count_dead(table, parts)
+        self._count_dead(table, parts, step.live)
         return table
 
-    def _count_dead(self, table: NDArray[np.float64], parts: Sequence[_Part]) -> None:
-        live: dict[int, NDArray[np.bool_]] = {}
+    def _count_dead(
+        self, table: NDArray[np.float64], parts: Sequence[_Part], known: Mapping[int, NDArray[np.bool_]]
+    ) -> None:
+        live = dict(known)
         for part in parts:
             if part.live is not None:
                 for owner, units in zip(part.item.owners, part.live, strict=True):
-                    known = live.get(owner)
-                    live[owner] = units if known is None or known.shape != units.shape else known | units
+                    others = live.get(owner)
+                    live[owner] = units if others is None or others.shape != units.shape else others | units
         for owner, share in self._units.update(live).items():
             table[owner, COLUMN["activation_dead_unit_fraction"]] = share
 
@@ -235,7 +214,7 @@ def _merged(
     tables: list[NDArray[np.float64]], parts: Sequence[_Part], size: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     owners = np.array([owner for part in parts for owner in part.item.owners], np.intp)
-    counts = np.array([part.item.entries for part in parts for _ in part.item.owners], np.float64)
+    counts = np.array([entries for part in parts for entries in part.item.entries], np.float64)
     return merge_calls(np.concatenate(tables, 1), counts, owners, size)
 
 

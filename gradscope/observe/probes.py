@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from time import perf_counter
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.compiler import is_compiling
+from torch import Tensor, is_grad_enabled, nn
 
 # Of these only the first tensor is the output; the rest repeats it (states) or is of another kind (weights).
 FIRST_ONLY: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
-
-# A tensor of at most this many entries is copied or held; that is cheaper than the calls that summarise it.
-SMALL = 16384
-# So many tensors are held at most, until the step ends; further ones are copied and summarised in between.
-MOST_HELD = 1024
 
 _running_backward: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 
@@ -27,8 +21,9 @@ _running_backward: Callable[[], int] = getattr(torch._C, "_current_graph_task_id
 class Observer(Protocol):
     """What probes report to."""
 
-    spent: float
     recording: bool
+    spent: float
+    model: nn.Module
 
     def called(self, index: int, module: nn.Module, output: Any) -> None:
         """Note a forward call of layer `index`, not a recomputation."""
@@ -48,55 +43,21 @@ class Probe:
 
     Copies and pickles of the module get a hook that does nothing: a copy must not record into the
     original's run, nor need gradscope to be loaded.
-
-    Once a module is known to return one small tensor that nothing changes in place, its outputs and signals
-    are only `held` until the step's end: a list append each, without a copy and without Python in the
-    backward pass. The version of a tensor counts its changes in place, so that a change shows.
     """
 
-    __slots__ = ("_first_only", "_hooks", "_index", "_observer", "held", "overwritten", "quick", "signals")
+    __slots__ = ("_first_only", "_hooks", "_index", "_observer")
 
     def __init__(self, index: int, observer: Observer, first_only: bool) -> None:
         self._index, self._observer, self._first_only = index, observer, first_only
-        self.quick = self.overwritten = False
-        self.held: list[tuple[int, Tensor, int]] = []
-        self.signals: list[Tensor | None] = []
-        # Further hooks on the tensor are numbered from 0.
-        self._hooks = ((-1, self.signals.append),)
-
-    def hold_in(self, held: list[tuple[int, Tensor, int]]) -> None:
-        """Put (index, output, version) of outputs that are only held into this list."""
-        self.held = held
+        self._hooks = ((-1, self.signal),)  # further hooks on the tensor are numbered from 0
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
         """Read the module's output, and ask for the gradient with respect to it."""
-        if self.quick and type(output) is Tensor and 0 < output.numel() <= SMALL:
-            node = output.grad_fn
-            if (
-                node is not None
-                and output._backward_hooks is None
-                and len(self.held) < MOST_HELD
-                and _running_backward() == -1
-                and not is_compiling()
-            ):
-                if self._observer.recording:
-                    self._hold(output, node)
-                return
-        self._read(module, output)
-
-    def _hold(self, output: Tensor, node: Any) -> None:
-        """Hold an output; do what register_hook does but make a handle, as nothing removes the hook."""
-        try:
-            alias = output.detach()
-            self.held.append((self._index, alias, alias._version))
-            output._backward_hooks = OrderedDict(self._hooks)
-            node._register_hook_dict(output)
-        except Exception as error:
-            self._observer.failed(error)
-
-    def _read(self, module: nn.Module, output: Any) -> None:
-        started = perf_counter()
         observer = self._observer
+        # What runs without gradients in evaluation mode is a validation between steps.
+        if not observer.recording or not (is_grad_enabled() or observer.model.training):
+            return
+        started = perf_counter()
         try:
             # Inside a backward pass a forward is a recomputation by activation checkpointing: counted
             # already, but it may be the one that the gradient flows through.
@@ -107,17 +68,29 @@ class Probe:
                 if first:
                     observer.output(self._index, tensor)
                 if tensor.requires_grad:
-                    tensor.register_hook(self.signal)
+                    self._ask(tensor)
         except Exception as error:
             observer.failed(error)
         observer.spent += perf_counter() - started
 
+    def _ask(self, output: Tensor) -> None:
+        """Ask for the gradient with respect to an output.
+
+        As register_hook does, but without the handle that costs most of its time: nothing removes the hook.
+        """
+        node = output.grad_fn
+        if output._backward_hooks is None and type(output) is Tensor and node is not None:
+            output._backward_hooks = OrderedDict(self._hooks)
+            node._register_hook_dict(output)
+        else:
+            output.register_hook(self.signal)
+
     def signal(self, gradient: Tensor | None) -> None:
         """Read the gradient with respect to an output; returning None leaves it as it is."""
-        if gradient is None:
+        observer = self._observer
+        if gradient is None or not observer.recording:
             return
         started = perf_counter()
-        observer = self._observer
         try:
             observer.signal(self._index, gradient)
         except Exception as error:
@@ -146,9 +119,6 @@ class Probes:
             Probe(index, observer, isinstance(module, FIRST_ONLY))
             for index, module in enumerate(self._modules)
         )
-        self.held: list[tuple[int, Tensor, int]] = []
-        for probe in self._probes:
-            probe.hold_in(self.held)
         self._handles: list[Any] = []
         self._fused = {
             id(inner): layer
@@ -173,27 +143,6 @@ class Probes:
             if (layer := self._fused.get(id(module))) is None or layer.training
         ]
 
-    def trust(self, indices: Iterable[int]) -> None:
-        """Let the probes of modules hold instead of copying: nothing changed the outputs in place so far."""
-        for index in indices:
-            self._probes[index].quick = not self._probes[index].overwritten
-
-    def distrust(self, indices: Iterable[int]) -> None:
-        """Let the probes of modules copy for ever: an output was changed in place."""
-        for index in indices:
-            self._probes[index].quick, self._probes[index].overwritten = False, True
-
-    def take(self) -> tuple[list[tuple[int, Tensor, int]], list[tuple[int, Tensor]]]:
-        """Return the outputs and signals that were held, by index of their module, and let go of them."""
-        held = self.held.copy()
-        self.held.clear()
-        signals = []
-        for index, probe in enumerate(self._probes):
-            if probe.signals:
-                signals.extend([(index, signal) for signal in probe.signals if signal is not None])
-                probe.signals.clear()
-        return held, signals
-
     def attach(self) -> None:
         """Put every probe on its module."""
         if not self._handles:
@@ -206,8 +155,6 @@ class Probes:
         handles, self._handles = self._handles, []
         for handle in handles:
             handle.remove()
-        if handles:
-            self.take()
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:

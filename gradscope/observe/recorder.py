@@ -77,7 +77,6 @@ class Recorder:
     ) -> None:
         self.settings = settings or Settings()
         self.step = first_step
-        self.recording = False
         self.alive = False
         self.spent = 0.0
         self._model, self._optimizers, self._sink = model, tuple(optimizers), sink
@@ -87,6 +86,11 @@ class Recorder:
         self._pending: _Pending | None = None
         self._recorded = 0
         self._never_fired: set[int] = set()
+
+    @property
+    def recording(self) -> bool:
+        """Return whether the current step is being recorded."""
+        return self.alive and self._flow.recording
 
     # The life of a run
 
@@ -103,9 +107,11 @@ class Recorder:
             self._parameters, _ = named_parameters(self._model)
             self._lazy = any(is_lazy(parameter) for parameter in self._parameters.values())
             self.info = self._describe()
-            self._flow = Flow(self._modules, self.info.layers, self.settings.dead_window)
+            self._flow = Flow(
+                self._model, self._modules, self.info.layers, self.settings.dead_window, self.failed
+            )
             self._weights = ParameterProbe(self._parameters, self.settings.update_sample)
-            self._probes = Probes(self._model, self._modules, self)
+            self._probes = Probes(self._model, self._modules, self._flow)
             self._sink.begin(self.info)
 
     def begin_step(self) -> bool:
@@ -119,13 +125,13 @@ class Recorder:
         with _guard(self):
             self._started = perf_counter()
             self._rates: dict[str, float | Tensor] = {}
-            self._flow.forget(probes)
+            self._flow.forget()
             self._weights.forget()
             probes.attach()
             if not self._recorded and self._flow.dataflow is None:
                 self._flow.dataflow = Dataflow()
                 self._flow.dataflow.attach(probes.watchable())
-            self.recording = True
+            self._flow.recording = True
             self.spent = perf_counter() - self._started
         return self.recording
 
@@ -163,7 +169,7 @@ class Recorder:
     def end_step(self, facts: Mapping[str, float | Tensor]) -> None:
         """Finish the step: measure updates, and hand the record to the sink when its values are here."""
         if self.recording:
-            self.recording = False
+            self._flow.recording = False
             started = perf_counter()
             with _guard(self):
                 self._take(facts, started)
@@ -174,8 +180,6 @@ class Recorder:
     def _take(self, facts: Mapping[str, float | Tensor], started: float) -> None:
         self._weights.after_update(self._optimizers)
         parameters = self._weights.take()
-        if self._probes is not None:
-            self._flow.gather(self._probes)
         layers = self._flow.take()
         if self._flow.news:
             self._learn()
@@ -183,7 +187,10 @@ class Recorder:
         parcel = Parcel([*layers.tensors(), *(piece.values for piece in parameters.pieces)])
         self._deliver()
         now = perf_counter()
-        timing = {"seconds": now - self._started, "overhead_seconds": self.spent + now - started}
+        timing = {
+            "seconds": now - self._started,
+            "overhead_seconds": self.spent + self._flow.spent + now - started,
+        }
         self._pending = _Pending(
             {"step": self.step, **self._rates, **facts, **timing}, layers, parameters, parcel
         )
@@ -204,7 +211,6 @@ class Recorder:
 
     def stop(self, status: Status, exception: str = "") -> None:
         """Take the probes off and end the run; harmless when repeated."""
-        self.recording = False
         self._detach()
         if self.alive:
             with _guard(self):
@@ -224,7 +230,7 @@ class Recorder:
         """Say once that recording failed, note it, and observe no more."""
         if not self.alive:
             return
-        self.alive = self.recording = False
+        self.alive = False
         self._detach()
         reason = f"{type(error).__name__}: {error}"
         try:
@@ -246,26 +252,11 @@ class Recorder:
         if self._probes is not None:
             self._probes.detach()
         flow = getattr(self, "_flow", None)
-        if flow is not None and flow.dataflow is not None:
-            flow.dataflow.release()
-            flow.dataflow = None
-
-    # What the probes report; they are attached between recorded steps too
-
-    def called(self, index: int, module: nn.Module, output: Any) -> None:
-        """Note a forward call of layer `index`, not a recomputation."""
-        if self.recording:
-            self._flow.called(index, module, output)
-
-    def output(self, index: int, tensor: Tensor) -> None:
-        """Take a tensor that layer `index` returned."""
-        if self.recording:
-            self._flow.output(index, tensor)
-
-    def signal(self, index: int, gradient: Tensor) -> None:
-        """Take the gradient of the loss with respect to such a tensor."""
-        if self.recording:
-            self._flow.signal(index, gradient)
+        if flow is not None:
+            flow.recording = False
+            if flow.dataflow is not None:
+                flow.dataflow.release()
+                flow.dataflow = None
 
     # What is known of the run
 

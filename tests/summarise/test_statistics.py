@@ -10,17 +10,13 @@ from hypothesis import strategies as st
 
 from gradscope.summarise import (
     MOMENTS,
-    SAMPLE,
     count_between,
     dense_entries,
     live_units,
     magnitudes_of_rows,
-    magnitudes_of_whole,
     merge_calls,
     moments_of_padded,
     moments_of_rows,
-    moments_of_whole,
-    norm_of_whole,
     norms_of_rows,
 )
 
@@ -70,29 +66,16 @@ def test_moments_of_rows_are_those_of_float64(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", DRAWS)
-def test_moments_of_a_whole_tensor_are_those_of_float64(kind: str) -> None:
-    torch.manual_seed(1)
-    check(moments_of_whole(values := DRAWS[kind](SAMPLE)), values)
-
-
-@pytest.mark.parametrize("kind", DRAWS)
 def test_magnitudes_and_norms_are_those_of_float64(kind: str) -> None:
     torch.manual_seed(2)
     values = DRAWS[kind](5000)
     exact = values.double()
     wide = values if values.dtype == torch.float64 else values.float()
     rms, absmax = float(exact.square().mean().sqrt()), float(exact.abs().max())
-    for found in (magnitudes_of_whole(values), magnitudes_of_rows(wide[None])[:, 0]):
-        assert found[:2].tolist() == pytest.approx([rms, absmax], rel=1e-5)
-        assert float(found[2]) == float((exact == 0).double().mean())
-    assert float(norm_of_whole(values)) == pytest.approx(float(exact.norm()), rel=1e-5)
+    found = magnitudes_of_rows(wide[None])[:, 0]
+    assert found[:2].tolist() == pytest.approx([rms, absmax], rel=1e-5)
+    assert float(found[2]) == float((exact == 0).double().mean())
     assert float(norms_of_rows(wide[None])) == pytest.approx(float(exact.norm()), rel=1e-5)
-
-
-def test_a_share_of_zeros_in_a_large_tensor_is_sampled_well() -> None:
-    torch.manual_seed(3)
-    values = torch.randn(1_000_000).relu()
-    assert float(moments_of_whole(values)[5]) == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -103,9 +86,7 @@ def test_non_finite_entries_are_counted_and_blank_the_rest(bad: float) -> None:
     assert found[-1].tolist() == [0.0, 2.0]
     assert found[:-1, 0].isfinite().all()
     assert found[:-1, 1].isnan().all()
-    assert moments_of_whole(values[1]).isnan().tolist() == [True] * 6 + [False]
-    assert float(moments_of_whole(values[1])[-1]) == 2.0
-    assert float(magnitudes_of_whole(values[1])[-1]) == 2.0
+    assert magnitudes_of_rows(values)[-1].tolist() == [0.0, 2.0]
 
 
 def test_padding_counts_for_nothing() -> None:
@@ -119,7 +100,7 @@ def test_padding_counts_for_nothing() -> None:
         expected = oracle(row)
         absmax = float(row.abs().max())
         assert values == pytest.approx(
-            [expected["std"], expected["rms"], absmax, expected["zero_fraction"], 0.0], rel=1e-4, abs=1e-9
+            [expected["std"], expected["rms"], absmax, expected["zero_fraction"], 0.0], rel=1e-4, abs=1e-7
         )
 
 

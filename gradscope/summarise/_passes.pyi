@@ -1,0 +1,21 @@
+"""The compiled passes; see passes.c. Addresses are of memory that outlives the call."""
+
+from typing import Any
+
+def know(tensor: type, parameter: type, float32: Any, float64: Any, bfloat16: Any, strided: Any, /) -> None:
+    """Keep what tensors are compared with to see whether they can be read."""
+
+def measure(what: int, tensor: Any, low: float, high: float, result: int, /) -> int:
+    """Write a tensor's statistics and return the number of its entries; 0 if it can't be read in place."""
+
+def measure_jobs(what: int, jobs: int, highs: int, results: int, count: int, /) -> None:
+    """Write the statistics of every job's tensor."""
+
+def keep(jobs: int, count: int, /) -> None:
+    """Copy the entries of every job, or its sampled lines, to where they are kept."""
+
+def change(jobs: int, results: int, count: int, /) -> None:
+    """Write the norm of every job's change since its entries were kept."""
+
+def mark_live(tensor: Any, axis: int, units: int, live: int, /) -> bool:
+    """Mark the units that are above zero anywhere; return whether the axis counts so many units."""

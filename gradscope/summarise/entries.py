@@ -1,0 +1,30 @@
+"""A tensor's entries as a vector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def dense_entries(tensor: Tensor) -> Tensor:
+    """Return all entries as a vector, in memory order and without a copy where the memory has no gaps."""
+    if tensor.is_contiguous():
+        return tensor.view(-1)
+    if torch.ops.aten.is_non_overlapping_and_dense(tensor):
+        return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+    return tensor.reshape(-1)
+
+
+def real_entries(tensor: Tensor) -> Tensor:
+    """Return all entries as a vector; of complex ones the real and imaginary parts."""
+    return dense_entries(torch.view_as_real(tensor.resolve_conj()) if tensor.dtype.is_complex else tensor)
+
+
+def stored_entries(tensor: Tensor) -> Tensor:
+    """Return the entries that a tensor stores as a vector: of sparse ones the coalesced values."""
+    tensor = tensor.detach()
+    if tensor.layout == torch.sparse_coo:
+        tensor = tensor.coalesce().values()
+    elif tensor.layout != torch.strided:
+        tensor = tensor.values()
+    return real_entries(tensor)

@@ -1,0 +1,425 @@
+/* Statistics of tensors in host memory, each tensor read once.
+ *
+ * torch reads a tensor anew for every number, and each call costs more than the arithmetic on a small tensor. Here
+ * one pass gives all numbers, as fast as memory delivers. Entries are added in float lanes, which the compiler turns
+ * into vector instructions, and every BLOCK entries into doubles; what leaves the range of float is read again in
+ * doubles. Nothing is written but the caller's own buffers.
+ *
+ * A job is six int64: address, entries, type, address of a sample's lines, their number (0: all entries), address of
+ * the entries that were kept. A line is LINE entries long. A result is eight doubles: see `measure_entries`.
+ */
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030A0000
+#include <Python.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define VECTORISED __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define VECTORISED
+#endif
+#if defined(_MSC_VER)
+#define INLINE static __forceinline
+#else
+#define INLINE static inline __attribute__((always_inline))
+#endif
+
+enum { FLOAT32, FLOAT64, BFLOAT16 };
+enum { SUM = 1, RANGE = 2, ZEROS = 4, INSIDE = 8 };
+enum { ADDRESS, ENTRIES, TYPE, LINES, COUNT, KEPT, JOB };
+enum { MEAN, STD, RMS, LOW, HIGH, ZERO_SHARE, NONFINITE, INSIDE_SHARE, RESULT };
+
+#define LINE 16
+#define LANES 32
+#define BLOCK 2048
+/* Beyond these magnitudes squares leave the range of float or lose digits. */
+#define SMALLEST 1e-16
+#define LARGEST 1e18
+/* Below this share of variance in the mean square, E[x^2] - E[x]^2 has lost too many digits. */
+#define CANCELLATION 0.02
+
+typedef struct {
+    double sum, square, low, high, zeros, inside, nonfinite;
+} Part;
+
+typedef struct {
+    int what;
+    double low, high;
+} Wanted;
+
+static const Part NOTHING = {0, 0, INFINITY, -INFINITY, 0, 0, 0};
+static const int SIZES[] = {4, 8, 2};
+
+INLINE float float_at(const char *data, int64_t index, int type) {
+    if (type == BFLOAT16) {
+        uint32_t bits = (uint32_t)((const uint16_t *)data)[index] << 16;
+        float value;
+        memcpy(&value, &bits, 4);
+        return value;
+    }
+    return ((const float *)data)[index];
+}
+
+INLINE double double_at(const char *data, int64_t index, int type) {
+    return type == FLOAT64 ? ((const double *)data)[index] : float_at(data, index, type);
+}
+
+static void join(Part *whole, const Part *part) {
+    whole->sum += part->sum;
+    whole->square += part->square;
+    whole->low = part->low < whole->low ? part->low : whole->low;
+    whole->high = part->high > whole->high ? part->high : whole->high;
+    whole->zeros += part->zeros;
+    whole->inside += part->inside;
+    whole->nonfinite += part->nonfinite;
+}
+
+/* Read entries one by one in doubles: of any size, NaN and infinity among them. */
+static Part read_carefully(const char *data, int64_t entries, int type, Wanted wanted) {
+    Part part = NOTHING;
+    for (int64_t i = 0; i < entries; i++) {
+        double x = double_at(data, i, type);
+        if (!isfinite(x)) {
+            part.nonfinite += 1;
+            continue;
+        }
+        part.sum += x;
+        part.square += x * x;
+        part.low = x < part.low ? x : part.low;
+        part.high = x > part.high ? x : part.high;
+        part.zeros += x == 0;
+        part.inside += x > wanted.low && x < wanted.high;
+    }
+    return part;
+}
+
+/* Read a multiple of LANES entries, at most BLOCK. `type` and `what` are constants where this is expanded. */
+#define READ_BLOCK(REAL, AT)                                                                          \
+    REAL sum[LANES] = {0}, square[LANES] = {0}, low[LANES], high[LANES], zeros[LANES] = {0}, inside[LANES] = {0}; \
+    const REAL from = (REAL)wanted.low, to = (REAL)wanted.high;                                       \
+    for (int j = 0; j < LANES; j++) low[j] = high[j] = AT(data, j, type);                             \
+    for (int64_t i = 0; i < entries; i += LANES)                                                      \
+        for (int j = 0; j < LANES; j++) {                                                             \
+            REAL x = AT(data, i + j, type);                                                           \
+            square[j] += x * x;                                                                       \
+            if (what & SUM) sum[j] += x;                                                              \
+            if (what & RANGE) low[j] = x < low[j] ? x : low[j], high[j] = x > high[j] ? x : high[j];  \
+            if (what & ZEROS) zeros[j] += x == 0 ? (REAL)1 : (REAL)0;                                 \
+            if (what & INSIDE) inside[j] += (x > from) & (x < to) ? (REAL)1 : (REAL)0;                \
+        }                                                                                             \
+    Part part = NOTHING;                                                                              \
+    for (int j = 0; j < LANES; j++) {                                                                 \
+        part.sum += sum[j], part.square += square[j], part.zeros += zeros[j], part.inside += inside[j]; \
+        part.low = low[j] < part.low ? low[j] : part.low;                                             \
+        part.high = high[j] > part.high ? high[j] : part.high;                                        \
+    }                                                                                                 \
+    return part;
+
+INLINE Part block_of_floats(const char *data, int64_t entries, int type, int what, Wanted wanted) {
+    READ_BLOCK(float, float_at)
+}
+
+INLINE Part block_of_doubles(const char *data, int64_t entries, int type, int what, Wanted wanted) {
+    READ_BLOCK(double, double_at)
+}
+
+INLINE Part blocks(const char *data, int64_t entries, int type, int wide, int what, Wanted wanted) {
+    Part whole = NOTHING;
+    for (int64_t i = 0; i < entries; i += BLOCK) {
+        int64_t size = entries - i < BLOCK ? entries - i : BLOCK;
+        const char *block = data + i * SIZES[type];
+        Part part = wide ? block_of_doubles(block, size, type, what, wanted)
+                         : block_of_floats(block, size, type, what, wanted);
+        join(&whole, &part);
+    }
+    return whole;
+}
+
+#define CASE(TYPE, WIDE, WHAT) \
+    case (TYPE) * 32 + (WIDE) * 16 + (WHAT): return blocks(data, entries, TYPE, WIDE, WHAT, wanted);
+#define CASES(TYPE, WIDE)                                                                   \
+    CASE(TYPE, WIDE, SUM | RANGE | ZEROS | INSIDE) CASE(TYPE, WIDE, SUM | RANGE | ZEROS)    \
+    CASE(TYPE, WIDE, RANGE | ZEROS) CASE(TYPE, WIDE, INSIDE) CASE(TYPE, WIDE, 0)
+
+VECTORISED static Part read_blocks(const char *data, int64_t entries, int type, int wide, Wanted wanted) {
+    switch (type * 32 + wide * 16 + wanted.what) {
+        CASES(FLOAT32, 0) CASES(FLOAT32, 1) CASES(BFLOAT16, 0) CASES(BFLOAT16, 1) CASES(FLOAT64, 1)
+        default: return read_carefully(data, entries, type, wanted);
+    }
+}
+
+/* Read consecutive entries: in float if its range and precision suffice, else in doubles, else one by one. */
+static Part read_entries(const char *data, int64_t entries, int type, Wanted wanted) {
+    int64_t even = entries - entries % LANES;
+    Part part = NOTHING;
+    if (even) {
+        double square = NAN;
+        if (type != FLOAT64) {
+            part = read_blocks(data, even, type, 0, wanted);
+            square = part.square / (double)even;
+        }
+        if (!(square > SMALLEST * SMALLEST && square < LARGEST * LARGEST)) {
+            part = read_blocks(data, even, type, 1, wanted);
+            if (!isfinite(part.square)) part = read_carefully(data, even, type, wanted);
+        }
+    }
+    if (even < entries) {
+        Part rest = read_carefully(data + even * SIZES[type], entries - even, type, wanted);
+        join(&part, &rest);
+    }
+    return part;
+}
+
+static double square_about(const char *data, int64_t entries, int type, double mean) {
+    double total = 0;
+    for (int64_t i = 0; i < entries; i++) {
+        double x = double_at(data, i, type) - mean;
+        total += x * x;
+    }
+    return total;
+}
+
+/* Write a result; with entries that are not finite all but their number is NaN. */
+static void measure_entries(const char *data, int64_t entries, int type, Wanted wanted, double *result) {
+    Part part = read_entries(data, entries, type, wanted);
+    for (int i = 0; i < RESULT; i++) result[i] = NAN;
+    result[NONFINITE] = part.nonfinite;
+    if (part.nonfinite > 0 || entries == 0) return;
+    double square = part.square / (double)entries;
+    result[RMS] = sqrt(square);
+    if (wanted.what & SUM) {
+        double mean = part.sum / (double)entries, variance = square - mean * mean;
+        if (variance < CANCELLATION * square) variance = square_about(data, entries, type, mean) / (double)entries;
+        result[MEAN] = mean;
+        result[STD] = sqrt(variance > 0 ? variance : 0);
+    }
+    if (wanted.what & RANGE) result[LOW] = part.low, result[HIGH] = part.high;
+    if (wanted.what & ZEROS) result[ZERO_SHARE] = part.zeros / (double)entries;
+    if (wanted.what & INSIDE) result[INSIDE_SHARE] = part.inside / (double)entries;
+}
+
+static void *pointer(PyObject *number) { return PyLong_AsVoidPtr(number); }
+
+/* What is asked of a tensor: attributes, methods, and the objects that answers are compared with. */
+enum { DTYPE, LAYOUT, IS_CPU, IS_CONTIGUOUS, IS_NEG, NUMEL, DATA_PTR, SIZE, STRIDE, NAMES };
+static const char *const SPELLED[] = {"dtype", "layout", "is_cpu", "is_contiguous", "is_neg", "numel", "data_ptr",
+                                      "size", "stride"};
+static PyObject *names[NAMES], *dtypes[3], *classes[2], *strided;
+
+typedef struct {
+    const char *data;
+    int64_t entries;
+    int type;
+} Tensor;
+
+/* Return whether an attribute is an object: 1, 0, or -1 with an exception. */
+static int has(PyObject *tensor, int name, PyObject *expected) {
+    PyObject *value = PyObject_GetAttr(tensor, names[name]);
+    Py_XDECREF(value);
+    return value ? value == expected : -1;
+}
+
+static int answers_true(PyObject *tensor, int name) {
+    PyObject *value = PyObject_CallMethodObjArgs(tensor, names[name], NULL);
+    Py_XDECREF(value);
+    return value ? value == Py_True : -1;
+}
+
+static int64_t number_of(PyObject *tensor, int name, PyObject *argument) {
+    PyObject *value = PyObject_CallMethodObjArgs(tensor, names[name], argument, NULL);
+    int64_t number = value ? PyLong_AsLongLong(value) : -1;
+    Py_XDECREF(value);
+    return number;
+}
+
+/* Return whether a tensor can be read where it lies: 1, 0, or -1 with an exception. */
+static int look_at(PyObject *object, Tensor *tensor) {
+    PyObject *class = (PyObject *)Py_TYPE(object);
+    if (class != classes[0] && class != classes[1]) return 0;
+    PyObject *dtype = PyObject_GetAttr(object, names[DTYPE]);
+    if (!dtype) return -1;
+    for (tensor->type = 0; tensor->type < 3 && dtypes[tensor->type] != dtype;) tensor->type++;
+    Py_DECREF(dtype);
+    if (tensor->type == 3) return 0;
+    int fits = has(object, IS_CPU, Py_True);
+    if (fits == 1) fits = has(object, LAYOUT, strided);
+    if (fits == 1) fits = answers_true(object, IS_CONTIGUOUS);
+    if (fits == 1) fits = (int)!answers_true(object, IS_NEG);
+    if (fits != 1 || PyErr_Occurred()) return PyErr_Occurred() ? -1 : 0;
+    tensor->entries = number_of(object, NUMEL, NULL);
+    PyObject *address = PyObject_CallMethodObjArgs(object, names[DATA_PTR], NULL);
+    if (!address) return -1;
+    tensor->data = pointer(address);
+    Py_DECREF(address);
+    return PyErr_Occurred() ? -1 : tensor->entries > 0;
+}
+
+/* know(Tensor, Parameter, float32, float64, bfloat16, strided): keep what tensors are compared with. */
+static PyObject *know(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    if (given != 6) return PyErr_Format(PyExc_TypeError, "know takes 6 arguments");
+    for (int i = 0; i < NAMES; i++)
+        if (!names[i] && !(names[i] = PyUnicode_InternFromString(SPELLED[i]))) return NULL;
+    for (int i = 0; i < 2; i++) classes[i] = Py_NewRef(arguments[i]);
+    for (int i = 0; i < 3; i++) dtypes[i] = Py_NewRef(arguments[2 + i]);
+    strided = Py_NewRef(arguments[5]);
+    return Py_NewRef(Py_None);
+}
+
+/* measure(what, tensor, low, high, result): return the number of entries; 0 if the tensor can't be read in place. */
+static PyObject *measure(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    if (given != 5) return PyErr_Format(PyExc_TypeError, "measure takes 5 arguments");
+    Tensor tensor = {NULL, 0, 0};
+    Wanted wanted = {(int)PyLong_AsLong(arguments[0]), PyFloat_AsDouble(arguments[2]), PyFloat_AsDouble(arguments[3])};
+    double *result = pointer(arguments[4]);
+    int fits = PyErr_Occurred() ? -1 : look_at(arguments[1], &tensor);
+    if (fits < 0) return NULL;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        measure_entries(tensor.data, tensor.entries, tensor.type, wanted, result);
+        Py_END_ALLOW_THREADS
+    }
+    return PyLong_FromLongLong(fits ? tensor.entries : 0);
+}
+
+/* measure_jobs(what, jobs, highs, results, count): `highs` is 0, or the address of an upper limit for each job. */
+static PyObject *measure_jobs(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    if (given != 5) return PyErr_Format(PyExc_TypeError, "measure_jobs takes 5 arguments");
+    Wanted wanted = {(int)PyLong_AsLong(arguments[0]), -INFINITY, INFINITY};
+    const int64_t *jobs = pointer(arguments[1]);
+    const double *highs = pointer(arguments[2]);
+    double *results = pointer(arguments[3]);
+    int64_t count = PyLong_AsLongLong(arguments[4]);
+    if (PyErr_Occurred()) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t *job = jobs + i * JOB;
+        if (highs) wanted.high = highs[i];
+        measure_entries((const char *)(intptr_t)job[ADDRESS], job[ENTRIES], (int)job[TYPE], wanted, results + i * RESULT);
+    }
+    Py_END_ALLOW_THREADS
+    return Py_NewRef(Py_None);
+}
+
+/* keep(jobs, count): copy the entries of every job, or its sampled lines, to where they are kept. */
+static PyObject *keep(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    if (given != 2) return PyErr_Format(PyExc_TypeError, "keep takes 2 arguments");
+    const int64_t *jobs = pointer(arguments[0]);
+    int64_t count = PyLong_AsLongLong(arguments[1]);
+    if (PyErr_Occurred()) return NULL;
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t *job = jobs + i * JOB, *lines = (const int64_t *)(intptr_t)job[LINES];
+        const char *from = (const char *)(intptr_t)job[ADDRESS];
+        char *to = (char *)(intptr_t)job[KEPT];
+        size_t size = (size_t)SIZES[job[TYPE]], line = LINE * size;
+        if (!job[COUNT]) memcpy(to, from, (size_t)job[ENTRIES] * size);
+        for (int64_t j = 0; j < job[COUNT]; j++) memcpy(to + j * line, from + lines[j] * line, line);
+    }
+    return Py_NewRef(Py_None);
+}
+
+VECTORISED static double square_of_change(const char *now, const char *before, int64_t entries, int type) {
+    double total[8] = {0}, whole = 0;
+    if (type == FLOAT32)
+        for (int64_t i = 0; i + 8 <= entries; i += 8)
+            for (int j = 0; j < 8; j++) {
+                double change = (double)((const float *)now)[i + j] - ((const float *)before)[i + j];
+                total[j] += change * change;
+            }
+    for (int64_t i = type == FLOAT32 ? entries - entries % 8 : 0; i < entries; i++) {
+        double change = double_at(now, i, type) - double_at(before, i, type);
+        whole += change * change;
+    }
+    for (int j = 0; j < 8; j++) whole += total[j];
+    return whole;
+}
+
+/* change(jobs, results, count): write the norm of every job's change since its entries were kept. */
+static PyObject *change(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    if (given != 3) return PyErr_Format(PyExc_TypeError, "change takes 3 arguments");
+    const int64_t *jobs = pointer(arguments[0]);
+    double *results = pointer(arguments[1]);
+    int64_t count = PyLong_AsLongLong(arguments[2]);
+    if (PyErr_Occurred()) return NULL;
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t *job = jobs + i * JOB, *lines = (const int64_t *)(intptr_t)job[LINES];
+        const char *now = (const char *)(intptr_t)job[ADDRESS], *before = (const char *)(intptr_t)job[KEPT];
+        int type = (int)job[TYPE], line = LINE * SIZES[type];
+        double total = job[COUNT] ? 0 : square_of_change(now, before, job[ENTRIES], type);
+        for (int64_t j = 0; j < job[COUNT]; j++)
+            total += square_of_change(now + lines[j] * line, before + j * line, LINE, type);
+        results[i] = sqrt(total);
+    }
+    return Py_NewRef(Py_None);
+}
+
+INLINE int is_any_positive(const char *data, int64_t entries, int type) {
+    for (int64_t i = 0; i < entries; i += 256) {
+        int any = 0, size = (int)(entries - i < 256 ? entries - i : 256);
+        for (int j = 0; j < size; j++)
+            any |= type == FLOAT64 ? double_at(data, i + j, type) > 0 : float_at(data, i + j, type) > 0;
+        if (any) return 1;
+    }
+    return 0;
+}
+
+INLINE int are_all_live(const char *live, int64_t units) {
+    int all = 1;
+    for (int64_t i = 0; i < units; i++) all &= live[i];
+    return all;
+}
+
+/* Units side by side: whole rows are compared, and now and then it is asked whether any unit is left. */
+INLINE void mark_in_rows(const char *data, int64_t rows, int64_t units, int type, char *live) {
+    for (int64_t i = 0; i < rows; i++, data += units * SIZES[type]) {
+        for (int64_t j = 0; j < units; j++)
+            live[j] |= type == FLOAT64 ? double_at(data, j, type) > 0 : float_at(data, j, type) > 0;
+        if (i % 16 == 15 && are_all_live(live, units)) return;
+    }
+}
+
+/* Every unit has `inner` entries in a row, such as a channel of an image: those known to be alive are skipped. */
+INLINE void mark_in_planes(const char *data, int64_t outer, int64_t units, int64_t inner, int type, char *live) {
+    for (int64_t i = 0; i < outer; i++) {
+        for (int64_t j = 0; j < units; j++, data += inner * SIZES[type])
+            if (!live[j]) live[j] = (char)is_any_positive(data, inner, type);
+        if (i % 4 == 3 && are_all_live(live, units)) return;
+    }
+}
+
+#define MARK(TYPE)                                                                  \
+    if (type == TYPE && inner == 1) mark_in_rows(data, outer, units, TYPE, live);   \
+    if (type == TYPE && inner != 1) mark_in_planes(data, outer, units, inner, TYPE, live);
+
+VECTORISED static void mark(const char *data, int64_t outer, int64_t units, int64_t inner, int type, char *live) {
+    MARK(FLOAT32) MARK(FLOAT64) MARK(BFLOAT16)
+}
+
+/* mark_live(tensor, axis, units, live): mark the units, counted along an axis of a contiguous tensor, that are above
+ * zero anywhere; return whether there are so many units. */
+static PyObject *mark_live(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    if (given != 4) return PyErr_Format(PyExc_TypeError, "mark_live takes 4 arguments");
+    Tensor tensor = {NULL, 0, 0};
+    int64_t units = PyLong_AsLongLong(arguments[2]);
+    char *live = pointer(arguments[3]);
+    int fits = PyErr_Occurred() ? -1 : look_at(arguments[0], &tensor);
+    if (fits < 0) return NULL;
+    int64_t size = number_of(arguments[0], SIZE, arguments[1]), inner = number_of(arguments[0], STRIDE, arguments[1]);
+    if (PyErr_Occurred()) return NULL;
+    if (!fits || size != units) return Py_NewRef(Py_False);
+    if (units == 1) inner = tensor.entries;
+    Py_BEGIN_ALLOW_THREADS
+    mark(tensor.data, tensor.entries / (units * inner), units, inner, tensor.type, live);
+    Py_END_ALLOW_THREADS
+    return Py_NewRef(Py_True);
+}
+
+#define METHOD(NAME) {#NAME, (PyCFunction)(void (*)(void))NAME, METH_FASTCALL, NULL}
+static PyMethodDef METHODS[] = {METHOD(know),  METHOD(measure), METHOD(measure_jobs), METHOD(keep), METHOD(change),
+                                METHOD(mark_live),   {NULL, NULL, 0, NULL}};
+static PyModuleDef_Slot SLOTS[] = {{0, NULL}};
+static PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_passes", NULL, 0, METHODS, SLOTS, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__passes(void) { return PyModuleDef_Init(&MODULE); }

@@ -1,0 +1,20 @@
+"""Build the compiled passes where there is a C compiler; without them recording is only slower."""
+
+from setuptools import Extension, setup
+
+PASSES = Extension(
+    "gradscope.summarise._passes",
+    ["gradscope/summarise/passes.c"],
+    extra_compile_args=[
+        "-O3",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unused-parameter",
+    ],
+    py_limited_api=True,
+    optional=True,
+)
+
+setup(ext_modules=[PASSES])

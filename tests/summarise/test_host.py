@@ -1,0 +1,171 @@
+"""The compiled passes against plain float64 computations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gradscope.summarise import host
+from tests.summarise.test_statistics import DRAWS, check
+
+SIZES = (1, 31, 32, 33, 2047, 2048, 2049, 70_000)
+
+
+def test_this_machine_has_the_compiled_passes() -> None:
+    assert host.is_compiled()
+
+
+def moments(tensor: Tensor, limits: tuple[float, float] | None = None) -> np.ndarray:
+    ledger = host.Ledger(host.MOMENTS_WANTED)
+    assert ledger.add(0, tensor, limits)
+    owners, entries, results = ledger.take()
+    assert (owners, entries, len(ledger)) == ([0], [tensor.numel()], 0)
+    return results[:, 0]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", [kind for kind in DRAWS if kind != "half"])
+def test_moments_are_those_of_float64(kind: str, size: int) -> None:
+    torch.manual_seed(0)
+    values = DRAWS[kind](size)
+    check(torch.from_numpy(moments(values)[:7]), values)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_every_number_of_a_batch(dtype: torch.dtype, size: int) -> None:
+    torch.manual_seed(1)
+    tensors = [
+        torch.randn(size, dtype=dtype),
+        torch.randn(size, dtype=dtype).relu(),
+        torch.zeros(size).to(dtype),
+    ]
+    batch = host.Batch(3)
+    batch.point(tensors)
+    for highs in (None, [0.5, 0.0, 1.0]):
+        found = batch.measure(host.NORM_WANTED, highs)
+        for column, tensor in enumerate(tensors):
+            exact = tensor.double()
+            assert found[host.RMS, column] == pytest.approx(float(exact.square().mean().sqrt()), rel=1e-5)
+            if highs:
+                assert found[host.INSIDE, column] == float((exact < highs[column]).double().mean())
+            else:
+                assert math.isnan(found[host.INSIDE, column])
+    found = batch.measure(host.MAGNITUDES_WANTED)
+    assert found[host.ZEROS].tolist() == [float((tensor == 0).double().mean()) for tensor in tensors]
+    assert found[host.LOW].tolist() == [float(tensor.min()) for tensor in tensors]
+    assert np.isnan(found[host.MEAN]).all()
+
+
+def test_the_share_between_limits() -> None:
+    values = torch.linspace(-2, 2, 4001)
+    assert moments(values, (-1.0, 1.0))[host.INSIDE] == float(((values > -1) & (values < 1)).double().mean())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 40, 2999])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_non_finite_entries_are_counted_and_blank_the_rest(
+    bad: float, place: int, dtype: torch.dtype
+) -> None:
+    values = torch.ones(3000, dtype=dtype)
+    values[place] = bad
+    found = moments(values)
+    assert found[host.NONFINITE] == 1.0
+    assert np.isnan(np.delete(found, host.NONFINITE)).all()
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.randn(4, 6).t(),
+        torch.randn(4, 6).half(),
+        torch.ones(3, dtype=torch.int64),
+        torch.empty(0),
+        torch.randn(3, dtype=torch.complex64),
+        torch.randn(3, dtype=torch.complex64).conj().imag,
+        torch.eye(3).to_sparse(),
+        torch.empty(3, device="meta"),
+    ],
+    ids=["transposed", "half", "integers", "empty", "complex", "negated", "sparse", "meta"],
+)
+def test_what_cannot_be_read_where_it_lies_is_refused(tensor: Tensor) -> None:
+    assert not host.Ledger(host.MOMENTS_WANTED).add(0, tensor)
+
+
+def test_more_tensors_than_there_was_room_for() -> None:
+    ledger = host.Ledger(host.MAGNITUDES_WANTED)
+    for index in range(1000):
+        assert ledger.add(index, torch.full((3,), float(index)))
+    owners, _, results = ledger.take()
+    assert owners == results[host.HIGH].tolist() == list(range(1000))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 7), min_size=2, max_size=4),
+    st.data(),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_live_units_are_those_above_zero_anywhere(
+    shape: list[int], data: st.DataObject, dtype: torch.dtype
+) -> None:
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    seed = data.draw(st.integers(0, 100))
+    tensor = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) - 1.0).relu().to(dtype)
+    marks = host.Marks()
+    marks.add(5, tensor, axis)
+    marks.add(5, torch.zeros_like(tensor), axis)
+    others = [other for other in range(len(shape)) if other != axis]
+    assert marks.take()[5].tolist() == (tensor.amax(others) > 0).tolist()
+    marks.add(5, torch.zeros_like(tensor), axis)
+    assert not marks.take()[5].any()
+
+
+def test_units_of_many_layers_and_of_layers_that_change_their_width() -> None:
+    marks = host.Marks()
+    for width in (3, 5000, 7):
+        for owner in range(5):
+            marks.add(owner, torch.eye(width)[: owner + 1], 1)
+        assert [units.sum() for units in marks.take().values()] == [
+            min(owner + 1, width) for owner in range(5)
+        ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_changes_of_whole_and_sampled_tensors(dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    tensors = [torch.randn(1000).to(dtype), torch.randn(77, 13).to(dtype).t(), torch.randn(5000).to(dtype)]
+    lines = [None, None, torch.tensor([0, 3, 100])]
+    batch = host.Batch(3)
+    batch.point(tensors)
+    batch.reserve(lines)
+    batch.keep()
+    changes = [torch.randn_like(tensor) for tensor in tensors]
+    after = [
+        (tensor + change).contiguous() if tensor.dim() == 1 else tensor + change
+        for tensor, change in zip(tensors, changes, strict=True)
+    ]
+    batch.point(after)
+    found = batch.change()
+    exact = [(b.double() - a.double()) for a, b in zip(tensors, after, strict=True)]
+    sampled = torch.cat([exact[2][line * host.LINE : (line + 1) * host.LINE] for line in (0, 3, 100)])
+    for value, change in zip(found, (exact[0], exact[1], sampled), strict=True):
+        assert value == pytest.approx(float(change.norm()), rel=1e-6)
+
+
+def test_a_batch_follows_tensors_that_move() -> None:
+    batch = host.Batch(1)
+    for value in (1.0, 2.0, 3.0):
+        tensor = torch.full((100,), value)
+        batch.point([tensor], steady=True)
+        assert batch.measure(host.NORM_WANTED)[host.RMS, 0] == value
+        tensor.mul_(2)
+        batch.point([tensor], steady=True)
+        assert batch.measure(host.NORM_WANTED)[host.RMS, 0] == 2 * value

@@ -26,6 +26,7 @@ from gradscope.observe.schedule import schedule_from
 from gradscope.observe.weights import ParameterProbe
 from gradscope.records import FORMAT_VERSION, Event, RunInfo, Status, StepRecord
 from gradscope.settings import Settings
+from gradscope.summarise.host import use_threads_of_torch
 
 
 class Sink(Protocol):
@@ -131,6 +132,7 @@ class Recorder:
             if not self._recorded and self._flow.dataflow is None:
                 self._flow.dataflow = Dataflow()
                 self._flow.dataflow.attach(probes.watchable())
+            use_threads_of_torch()
             self._flow.recording = True
             self.spent = perf_counter() - self._started
         return self.recording

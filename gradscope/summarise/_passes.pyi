@@ -5,6 +5,9 @@ from typing import Any
 def know(tensor: type, parameter: type, float32: Any, float64: Any, bfloat16: Any, strided: Any, /) -> None:
     """Keep what tensors are compared with to see whether they can be read."""
 
+def use_team(address: int, size: int, /) -> None:
+    """Read on so many threads, run by the function of OpenMP at the address; 0: by the caller only."""
+
 def measure(what: int, tensor: Any, low: float, high: float, result: int, /) -> int:
     """Write a tensor's statistics and return the number of its entries; 0 if it can't be read in place."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -28,6 +30,22 @@ LINE = 16
 _ROW = 8 * RESULT  # bytes
 if _passes is not None:
     _passes.know(Tensor, nn.Parameter, torch.float32, torch.float64, torch.bfloat16, torch.strided)
+
+
+def use_threads_of_torch() -> None:
+    """Let the passes share large tensors among as many threads as torch uses now, by its own OpenMP."""
+    if _passes is not None:
+        _passes.use_team(_openmp(), torch.get_num_threads())
+
+
+@cache
+def _openmp() -> int:
+    """Return the address of the function that runs OpenMP's team, 0 if there is none that torch uses, too."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value or 0
+    except (AttributeError, TypeError, OSError):
+        return 0
+
 
 Limits = tuple[float, float]
 Array = NDArray[np.float64]

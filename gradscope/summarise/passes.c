@@ -6,7 +6,7 @@
  * doubles. Nothing is written but the caller's own buffers.
  *
  * A job is six int64: address, entries, type, address of a sample's lines, their number (0: all entries), address of
- * the entries that were kept. A line is LINE entries long. A result is eight doubles: see `measure_entries`.
+ * the entries that were kept. A line is LINE entries long. A result is eight doubles: see `finish`.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030A0000
@@ -35,6 +35,9 @@ enum { MEAN, STD, RMS, LOW, HIGH, ZERO_SHARE, NONFINITE, INSIDE_SHARE, RESULT };
 #define LINE 16
 #define LANES 32
 #define BLOCK 2048
+/* Threads share so many entries or more, in pieces: waking one costs as much as reading 50,000. */
+#define SHARED (1 << 18)
+#define PIECE (1 << 15)
 /* Beyond these magnitudes squares leave the range of float or lose digits. */
 #define SMALLEST 1e-16
 #define LARGEST 1e18
@@ -49,6 +52,12 @@ typedef struct {
     int what;
     double low, high;
 } Wanted;
+
+typedef struct {
+    const char *data;
+    int64_t entries;
+    int type;
+} Tensor;
 
 static const Part NOTHING = {0, 0, INFINITY, -INFINITY, 0, 0, 0};
 static const int SIZES[] = {4, 8, 2};
@@ -183,8 +192,8 @@ static double square_about(const char *data, int64_t entries, int type, double m
 }
 
 /* Write a result; with entries that are not finite all but their number is NaN. */
-static void measure_entries(const char *data, int64_t entries, int type, Wanted wanted, double *result) {
-    Part part = read_entries(data, entries, type, wanted);
+static void finish(const Tensor *tensor, Part part, Wanted wanted, double *result) {
+    int64_t entries = tensor->entries;
     for (int i = 0; i < RESULT; i++) result[i] = NAN;
     result[NONFINITE] = part.nonfinite;
     if (part.nonfinite > 0 || entries == 0) return;
@@ -192,13 +201,73 @@ static void measure_entries(const char *data, int64_t entries, int type, Wanted 
     result[RMS] = sqrt(square);
     if (wanted.what & SUM) {
         double mean = part.sum / (double)entries, variance = square - mean * mean;
-        if (variance < CANCELLATION * square) variance = square_about(data, entries, type, mean) / (double)entries;
+        if (variance < CANCELLATION * square) variance = square_about(tensor->data, entries, tensor->type, mean) / (double)entries;
         result[MEAN] = mean;
         result[STD] = sqrt(variance > 0 ? variance : 0);
     }
     if (wanted.what & RANGE) result[LOW] = part.low, result[HIGH] = part.high;
     if (wanted.what & ZEROS) result[ZERO_SHARE] = part.zeros / (double)entries;
     if (wanted.what & INSIDE) result[INSIDE_SHARE] = part.inside / (double)entries;
+}
+
+#ifdef __GNUC__
+/* How OpenMP runs a function on its team. torch's own team is borrowed: its threads are awake, and a second team
+ * would compete with it for the cores. */
+static void (*run_on_team)(void (*)(void *), void *, unsigned, unsigned);
+static unsigned team = 1;
+
+typedef struct {
+    const Tensor *tensors;
+    const Wanted *wanted;
+    Part *parts;
+    int64_t count, pieces;
+    int64_t next; /* the piece that the next free thread takes, the last one first */
+} Work;
+
+static int64_t pieces_of(const Tensor *tensor) { return (tensor->entries + PIECE - 1) / PIECE; }
+
+static void take_pieces(void *argument) {
+    Work *work = argument;
+    int64_t owner = work->count - 1, end = work->pieces, piece;
+    while ((piece = __atomic_fetch_sub(&work->next, 1, __ATOMIC_RELAXED)) >= 0) {
+        while (piece < end - pieces_of(work->tensors + owner)) end -= pieces_of(work->tensors + owner--);
+        const Tensor *tensor = work->tensors + owner;
+        int64_t start = (piece - (end - pieces_of(tensor))) * PIECE, left = tensor->entries - start;
+        work->parts[piece] = read_entries(tensor->data + start * SIZES[tensor->type], left < PIECE ? left : PIECE,
+                                          tensor->type, work->wanted[owner]);
+    }
+}
+
+/* Read tensors on the team; return 0 if that isn't worth while or there is no memory. */
+static int measure_on_team(const Tensor *tensors, const Wanted *wanted, int64_t count, double *results) {
+    int64_t pieces = 0, entries = 0, place = 0;
+    for (int64_t i = 0; i < count; i++) pieces += pieces_of(tensors + i), entries += tensors[i].entries;
+    if (team < 2 || !run_on_team || entries < SHARED) return 0;
+    Part *parts = malloc((size_t)pieces * sizeof(Part));
+    if (!parts) return 0;
+    Work work = {tensors, wanted, parts, count, pieces, pieces - 1};
+    run_on_team(take_pieces, &work, team, 0);
+    for (int64_t i = 0; i < count; i++) {
+        Part whole = NOTHING;
+        for (int64_t j = pieces_of(tensors + i); j > 0; j--) join(&whole, &parts[place++]);
+        finish(tensors + i, whole, wanted[i], results + i * RESULT);
+    }
+    free(parts);
+    return 1;
+}
+#else
+static int measure_on_team(const Tensor *tensors, const Wanted *wanted, int64_t count, double *results) { return 0; }
+#endif
+
+/* Read tensors, the last first: what was used last is the most likely to lie in a cache, and what an optimizer will
+ * use first is then read last. */
+static void measure_all(const Tensor *tensors, const Wanted *wanted, int64_t count, double *results) {
+    if (measure_on_team(tensors, wanted, count, results)) return;
+    for (int64_t i = count - 1; i >= 0; i--) {
+        const Tensor *tensor = tensors + i;
+        Part part = read_entries(tensor->data, tensor->entries, tensor->type, wanted[i]);
+        finish(tensor, part, wanted[i], results + i * RESULT);
+    }
 }
 
 static void *pointer(PyObject *number) { return PyLong_AsVoidPtr(number); }
@@ -208,12 +277,6 @@ enum { DTYPE, LAYOUT, IS_CPU, IS_CONTIGUOUS, IS_NEG, NUMEL, DATA_PTR, SIZE, STRI
 static const char *const SPELLED[] = {"dtype", "layout", "is_cpu", "is_contiguous", "is_neg", "numel", "data_ptr",
                                       "size", "stride"};
 static PyObject *names[NAMES], *dtypes[3], *classes[2], *strided;
-
-typedef struct {
-    const char *data;
-    int64_t entries;
-    int type;
-} Tensor;
 
 /* Return whether an attribute is an object: 1, 0, or -1 with an exception. */
 static int has(PyObject *tensor, int name, PyObject *expected) {
@@ -278,7 +341,7 @@ static PyObject *measure(PyObject *module, PyObject *const *arguments, Py_ssize_
     if (fits < 0) return NULL;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        measure_entries(tensor.data, tensor.entries, tensor.type, wanted, result);
+        measure_all(&tensor, &wanted, 1, result);
         Py_END_ALLOW_THREADS
     }
     return PyLong_FromLongLong(fits ? tensor.entries : 0);
@@ -287,19 +350,37 @@ static PyObject *measure(PyObject *module, PyObject *const *arguments, Py_ssize_
 /* measure_jobs(what, jobs, highs, results, count): `highs` is 0, or the address of an upper limit for each job. */
 static PyObject *measure_jobs(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
     if (given != 5) return PyErr_Format(PyExc_TypeError, "measure_jobs takes 5 arguments");
-    Wanted wanted = {(int)PyLong_AsLong(arguments[0]), -INFINITY, INFINITY};
+    int what = (int)PyLong_AsLong(arguments[0]);
     const int64_t *jobs = pointer(arguments[1]);
     const double *highs = pointer(arguments[2]);
     double *results = pointer(arguments[3]);
     int64_t count = PyLong_AsLongLong(arguments[4]);
     if (PyErr_Occurred()) return NULL;
-    Py_BEGIN_ALLOW_THREADS
+    Tensor *tensors = malloc((size_t)(count + 1) * (sizeof(Tensor) + sizeof(Wanted)));
+    if (!tensors) return PyErr_NoMemory();
+    Wanted *wanted = (Wanted *)(tensors + count);
     for (int64_t i = 0; i < count; i++) {
         const int64_t *job = jobs + i * JOB;
-        if (highs) wanted.high = highs[i];
-        measure_entries((const char *)(intptr_t)job[ADDRESS], job[ENTRIES], (int)job[TYPE], wanted, results + i * RESULT);
+        tensors[i] = (Tensor){(const char *)(intptr_t)job[ADDRESS], job[ENTRIES], (int)job[TYPE]};
+        wanted[i] = (Wanted){what, -INFINITY, highs ? highs[i] : INFINITY};
     }
+    Py_BEGIN_ALLOW_THREADS
+    measure_all(tensors, wanted, count, results);
     Py_END_ALLOW_THREADS
+    free(tensors);
+    return Py_NewRef(Py_None);
+}
+
+/* use_team(address, size): read on so many threads by the function that runs OpenMP's team; 0: by this thread only. */
+static PyObject *use_team(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    if (given != 2) return PyErr_Format(PyExc_TypeError, "use_team takes 2 arguments");
+    void *address = pointer(arguments[0]);
+    long size = PyLong_AsLong(arguments[1]);
+    if (PyErr_Occurred()) return NULL;
+#ifdef __GNUC__
+    memcpy(&run_on_team, &address, sizeof address);
+    team = size > 1 ? (unsigned)size : 1;
+#endif
     return Py_NewRef(Py_None);
 }
 
@@ -417,7 +498,7 @@ static PyObject *mark_live(PyObject *module, PyObject *const *arguments, Py_ssiz
 }
 
 #define METHOD(NAME) {#NAME, (PyCFunction)(void (*)(void))NAME, METH_FASTCALL, NULL}
-static PyMethodDef METHODS[] = {METHOD(know),  METHOD(measure), METHOD(measure_jobs), METHOD(keep), METHOD(change),
+static PyMethodDef METHODS[] = {METHOD(know), METHOD(use_team), METHOD(measure), METHOD(measure_jobs), METHOD(keep), METHOD(change),
                                 METHOD(mark_live),   {NULL, NULL, 0, NULL}};
 static PyModuleDef_Slot SLOTS[] = {{0, NULL}};
 static PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_passes", NULL, 0, METHODS, SLOTS, NULL, NULL, NULL};

@@ -169,3 +169,21 @@ def test_a_batch_follows_tensors_that_move() -> None:
         tensor.mul_(2)
         batch.point([tensor], steady=True)
         assert batch.measure(host.NORM_WANTED)[host.RMS, 0] == 2 * value
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_change_no_number_but_the_order_of_sums(threads: int) -> None:
+    torch.manual_seed(3)
+    tensors = [torch.randn(size) for size in (5, 300_000, 1, 700_001, 32_768, 65_536, 40)]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        host.use_threads_of_torch()
+        check(torch.from_numpy(moments(tensors[3])[:7]), tensors[3])
+        batch = host.Batch(len(tensors))
+        batch.point(tensors)
+        for found, tensor in zip(batch.measure(host.MOMENTS_WANTED).T, tensors, strict=True):
+            check(torch.from_numpy(found[:7]), tensor)
+    finally:
+        torch.set_num_threads(before)
+        host.use_threads_of_torch()

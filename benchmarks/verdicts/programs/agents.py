@@ -155,7 +155,7 @@ def _q_learning(
 
     model = _Values()
     chosen = {"parameters": list(model.target.parameters())} if frozen else {}
-    options = {"optimizer": adam(5e-3), "steps": 300, "batch_size": 256, **chosen, **(fit or {})}
+    options = {"optimizer": adam(5e-3), "steps": 600, "batch_size": 256, **chosen, **(fit or {})}
     setup = regress(model, (_rooms(), _rooms().float()), **options)
     return replace(setup, loss=loss, score=lambda model: _success(lambda seen: model(seen)), chance=CHANCE)
 

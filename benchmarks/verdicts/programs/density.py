@@ -103,7 +103,7 @@ def _flow(fit: dict[str, Any] | None = None, **network: Any) -> Setup:
         (points, points),
         lambda model, batch: -model(batch[0]).mean(),
         _gaussian_cost(points),
-        {"optimizer": adam(1e-2), **(fit or {})},
+        {"optimizer": adam(1e-2), "steps": 400, **(fit or {})},
     )
 
 
@@ -225,7 +225,11 @@ PROGRAMS = (
     Program("density-couplings", _flow, target=-1.0),
     Program("density-couplings-from-identity", partial(_flow, closed=True), target=-1.0),
     Program("density-mixture", _mixture, target=-0.5),
-    Program("density-mixture-clipped", partial(_mixture, {"optimizer": adam(1e-2), "clip": 0.1}), MIXTURE),
+    Program(
+        "density-mixture-clipped",
+        partial(_mixture, {"optimizer": adam(1e-2), "clip": 0.2, "steps": 500}),
+        MIXTURE,
+    ),
     Program("density-spread", _spread, target=0.9),
     Program("density-pixels", _pixels, target=-0.3),
     Program("density-pixels-autocast", partial(_pixels, {"autocast": torch.bfloat16}), PIXELS),

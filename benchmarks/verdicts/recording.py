@@ -91,9 +91,14 @@ def _key(name: str) -> str:
     tree.body.remove(listing)
     index = [program.name for program in module.PROGRAMS].index(name)
     call = listing.value.elts[index].args[1]  # type: ignore[attr-defined]
-    shared = (ast.parse((HERE / f"{part}.py").read_text()) for part in SHARED)
-    text = "".join(ast.dump(_without_docstrings(part)) for part in (*shared, tree, call))
+    text = _shared_source() + "".join(ast.dump(_without_docstrings(part)) for part in (tree, call))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@cache
+def _shared_source() -> str:
+    shared = (ast.parse((HERE / f"{part}.py").read_text()) for part in SHARED)
+    return "".join(ast.dump(_without_docstrings(part)) for part in shared)
 
 
 def _without_docstrings(tree: ast.AST) -> ast.AST:

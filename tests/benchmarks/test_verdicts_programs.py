@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import math
+from dataclasses import replace
+from fnmatch import fnmatch
 
 import pytest
 
 from benchmarks.verdicts import programs, recording
-from benchmarks.verdicts.program import Outcome, improvement, label
+from benchmarks.verdicts.program import Outcome, Setup, improvement, label
 from benchmarks.verdicts.run import chosen
+from benchmarks.verdicts.training import train
 from gradscope.records import RULE_NAMES
 
 ALL = list(programs.PROGRAMS.values())
@@ -38,6 +41,36 @@ def test_program_is_consistent(program: programs.Program) -> None:
         assert not program.where
     else:
         assert program.twin is not None
+
+
+HELD_OUT = [program for family in programs.HELD_OUT.values() for program in family]
+PLACED = [program for program in HELD_OUT if program.where]
+
+
+def test_held_out_programs_are_enough_and_spread_over_the_rules() -> None:
+    assert len(HELD_OUT) >= 90
+    assert all(len(family) >= 10 for family in programs.HELD_OUT.values())
+    named = {cause for program in HELD_OUT for cause in program.causes}
+    assert len(named) >= 20
+    faulty = [program for program in HELD_OUT if program.causes]
+    assert 3 * len(PLACED) >= len(faulty)
+
+
+@pytest.mark.parametrize("program", PLACED, ids=lambda program: program.name)
+def test_faulty_layers_exist(program: programs.Program) -> None:
+    setup = program.build()
+    assert isinstance(setup, Setup)
+    names = [name for name, _ in setup.model.named_modules()]
+    for pattern in program.where:
+        assert any(fnmatch(name, pattern) for name in names), pattern
+
+
+@pytest.mark.parametrize("family", programs.HELD_OUT)
+def test_training_is_repeatable(family: str) -> None:
+    program = programs.HELD_OUT[family][0]
+    short = replace(program, build=lambda: replace(program.build(), steps=3))
+    first, second = train(short, seed=1), train(short, seed=1)
+    assert (first.score, first.trace) == (second.score, second.trace)
 
 
 def test_twins_are_chosen_with_the_programs_that_need_them() -> None:

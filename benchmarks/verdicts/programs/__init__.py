@@ -4,30 +4,36 @@ from __future__ import annotations
 
 from benchmarks.verdicts.program import Program
 from benchmarks.verdicts.programs import (
+    agents,
     architectures,
     attention,
     autoencoder,
     convolution,
+    density,
     gan,
     language,
     mlp,
+    physics,
     published_clouds,
     published_tables,
+    recommender,
     recurrent,
     regression,
     residual,
+    segmentation,
     tabular,
+    temporal,
+    transfer,
+    translation,
 )
 
-# Fixed before any threshold was tuned. Rules may be tuned on the first five only.
+# Rules may be tuned on these families only.
 TUNING: dict[str, tuple[Program, ...]] = {
     "mlp": mlp.PROGRAMS,
     "convolution": convolution.PROGRAMS,
     "recurrent": recurrent.PROGRAMS,
     "attention": attention.PROGRAMS,
     "regression": regression.PROGRAMS,
-}
-HELD_OUT: dict[str, tuple[Program, ...]] = {
     "published": published_clouds.PROGRAMS + published_tables.PROGRAMS,
     "residual": residual.PROGRAMS,
     "language": language.PROGRAMS,
@@ -35,6 +41,17 @@ HELD_OUT: dict[str, tuple[Program, ...]] = {
     "gan": gan.PROGRAMS,
     "architectures": architectures.PROGRAMS,
     "tabular": tabular.PROGRAMS,
+}
+# Written by somebody who had read no rule and seen no verdict, and fixed before any rule was run on them.
+HELD_OUT: dict[str, tuple[Program, ...]] = {
+    "segmentation": segmentation.PROGRAMS,
+    "translation": translation.PROGRAMS,
+    "physics": physics.PROGRAMS,
+    "density": density.PROGRAMS,
+    "transfer": transfer.PROGRAMS,
+    "recommender": recommender.PROGRAMS,
+    "temporal": temporal.PROGRAMS,
+    "agents": agents.PROGRAMS,
 }
 FAMILIES = TUNING | HELD_OUT
 PROGRAMS: dict[str, Program] = {

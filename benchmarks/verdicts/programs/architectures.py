@@ -1,4 +1,4 @@
-"""Less usual architectures (held out): graphs, experts, adapters, diffusion, policies, shared weights."""
+"""Less usual architectures (tuning): graphs, experts, adapters, diffusion, policies, shared weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Autoencoders of the digits (held out): plain, convolutional, denoising, variational."""
+"""Autoencoders of the digits (tuning): plain, convolutional, denoising, variational."""
 
 from __future__ import annotations
 

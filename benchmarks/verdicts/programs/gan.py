@@ -1,4 +1,4 @@
-"""Generative adversarial networks on a ring (held out), under Lightning's manual optimisation."""
+"""Generative adversarial networks on a ring (tuning), under Lightning's manual optimisation."""
 
 from __future__ import annotations
 

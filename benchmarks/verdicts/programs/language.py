@@ -1,4 +1,4 @@
-"""Character language models (held out): transformers and gated networks on English text."""
+"""Character language models (tuning): transformers and gated networks on English text."""
 
 from __future__ import annotations
 

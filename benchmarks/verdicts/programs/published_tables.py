@@ -1,4 +1,4 @@
-"""Published faulty programs on tables and images (held out), ported from their described configurations.
+"""Published faulty programs on tables and images (tuning), ported from their described configurations.
 
 The Keras originals train for hundreds of epochs; here the steps are fewer and, where the learning rate is not
 the fault, it is higher, so that the repaired twin still succeeds.

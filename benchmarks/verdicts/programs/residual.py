@@ -1,4 +1,4 @@
-"""Residual networks (held out): skips, shared in-place ReLU, ReZero, deep stacks."""
+"""Residual networks (tuning): skips, shared in-place ReLU, ReZero, deep stacks."""
 
 from __future__ import annotations
 

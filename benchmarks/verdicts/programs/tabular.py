@@ -1,4 +1,4 @@
-"""Tables (held out): breast cancer, wine, iris, two moons; small networks, wide ones, plain regressions."""
+"""Tables (tuning): breast cancer, wine, iris, two moons; small networks, wide ones, plain regressions."""
 
 from __future__ import annotations
 

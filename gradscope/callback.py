@@ -24,6 +24,8 @@ class Observation:
     run_dir: where the run is written; by default a new folder beside the trainer's checkpoints.
     every_n_steps: record every n-th optimizer step, or "auto": dense at first, then sparser.
     layers: shell-style name patterns of the modules to watch; all leaves by default.
+    overhead_budget: share of the training's time, such as 0.02, that recording may take; recorded steps are
+    spaced so that it holds.
     update_sample: parameters with more entries have their update measured on a sample of so many.
     dead_window: recorded steps without any activity after which a unit counts as dead.
     verbose: print one line at the end: the verdict, the top finding, and the command that shows the report.
@@ -34,6 +36,7 @@ class Observation:
         run_dir: str | None = None,
         every_n_steps: int | Literal["auto"] = "auto",
         layers: list[str] | None = None,
+        overhead_budget: float | None = None,
         update_sample: int = 4096,
         dead_window: int = 10,
         verbose: bool = True,
@@ -42,6 +45,7 @@ class Observation:
         self._settings = Settings(
             every_n_steps=every_n_steps,
             layers=layers if isinstance(layers, str) else tuple(layers or ()),
+            overhead_budget=overhead_budget,
             update_sample=update_sample,
             dead_window=dead_window,
         )

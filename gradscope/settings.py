@@ -25,6 +25,10 @@ class Settings:
     dense_steps: int = option(32, '"auto": record every step below this one')
     steps_per_doubling: int = option(16, '"auto": recorded steps in each doubling of the step count')
     longest_interval: int = option(50, '"auto": never leave more steps than this between two recorded ones')
+    overhead_budget: float | None = option(
+        None,
+        "share of the training's time that recording may take; recorded steps are spaced so that it holds",
+    )
     layers: tuple[str, ...] = option(
         (), "shell-style name patterns of the modules to watch; all leaves if empty"
     )
@@ -116,6 +120,11 @@ class Settings:
         every = self.every_n_steps
         if every != "auto" and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise SettingsError(f'every_n_steps is {every!r}; give a whole number of at least 1, or "auto"')
+        budget = self.overhead_budget
+        if budget is not None and (
+            isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1
+        ):
+            raise SettingsError(f"overhead_budget is {budget!r}; give a share of the time, such as 0.02")
         if not isinstance(self.layers, tuple) or not all(isinstance(name, str) for name in self.layers):
             raise SettingsError(f'layers is {self.layers!r}; give a list of name patterns, such as ["net.*"]')
         for name in (

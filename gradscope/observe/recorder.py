@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from gradscope.observe.budget import Budget
 from gradscope.observe.dataflow import Dataflow
 from gradscope.observe.flow import Flow, LayerStep
 from gradscope.observe.layers import describe_layer, watched_modules
@@ -83,6 +84,8 @@ class Recorder:
         self._model, self._optimizers, self._sink = model, tuple(optimizers), sink
         self._training, self._versions = dict(training or {}), dict(versions or {})
         self._scheduled = schedule_from(self.settings)
+        self._budget = Budget(self.settings.overhead_budget)
+        self._ended = 0.0
         self._probes: Probes | None = None
         self._pending: _Pending | None = None
         self._recorded = 0
@@ -114,13 +117,14 @@ class Recorder:
             self._weights = ParameterProbe(self._parameters, self.settings.update_sample)
             self._probes = Probes(self._model, self._modules, self._flow)
             self._sink.begin(self.info)
+            self._ended = perf_counter()
 
     def begin_step(self) -> bool:
         """Start observing if the coming step is to be recorded; return whether it is."""
         probes = self._probes
         if not self.alive or probes is None:
             return False
-        if not self._scheduled(self.step):
+        if not (self._scheduled(self.step) and self._budget.affords()):
             probes.detach()
             return False
         with _guard(self):
@@ -170,13 +174,17 @@ class Recorder:
 
     def end_step(self, facts: Mapping[str, float | Tensor]) -> None:
         """Finish the step: measure updates, and hand the record to the sink when its values are here."""
+        started, own = perf_counter(), None
         if self.recording:
             self._flow.recording = False
-            started = perf_counter()
             with _guard(self):
                 self._take(facts, started)
                 if self._probes is not None and self._probes.delicate:
                     self._probes.detach()
+                own = self.spent + self._flow.spent + perf_counter() - started
+        now = perf_counter()
+        self._budget.note(now - self._ended, own)
+        self._ended = now
         self.step += 1
 
     def _take(self, facts: Mapping[str, float | Tensor], started: float) -> None:
@@ -217,7 +225,8 @@ class Recorder:
         if self.alive:
             with _guard(self):
                 self._deliver()
-                self.info = replace(self.info, training={**self.info.training, "steps": self.step})
+                ended = {"steps": self.step, "overhead_share": self._budget.share_spent()}
+                self.info = replace(self.info, training={**self.info.training, **ended})
                 self._sink.update(self.info)
                 self._sink.close(status, exception)
             self.alive = False

@@ -49,7 +49,7 @@ def more_facts(run: Run) -> tuple[Fact, ...]:
     facts += [Fact("Started", _moment(info.started))] if info.started else []
     facts += [Fact("Ended", _moment(info.ended))] if info.ended else []
     facts += [Fact(f"Optimizer {number}", _groups(item)) for number, item in enumerate(info.optimizers)]
-    facts += _mapping(info.training)
+    facts += _mapping({key: value for key, value in info.training.items() if key != "overhead_share"})
     facts += [Fact("Ranks", f"{info.ranks:,}")] if info.ranks > 1 else []
     facts += [Fact("Versions", _versions(info.versions))] if info.versions else []
     facts += [Fact("Recorded", _schedule(info.settings))] if info.settings else []
@@ -106,10 +106,17 @@ def _duration(run: Run) -> tuple[str, str]:
     total = (
         wording.duration((ended - began).total_seconds()) if known and began and ended else wording.MISSING
     )
+    return total, _cost(run)
+
+
+def _cost(run: Run) -> str:
+    share = run.info.training.get("overhead_share")
+    if isinstance(share, float) and 0 < share < 10:
+        return f"watching added {wording.percent(share)}"
     seconds, own = _sum(run, "seconds"), _sum(run, "overhead_seconds")
     if not 0 < own < seconds:
-        return total, ""
-    return total, f"watching added {wording.percent(own / (seconds - own))} to recorded steps"
+        return ""
+    return f"watching added {wording.percent(own / (seconds - own))} to recorded steps"
 
 
 def _sum(run: Run, column: str) -> float:
@@ -141,7 +148,8 @@ def _mapping(values: Mapping[str, Any]) -> list[Fact]:
 
 
 def _schedule(settings: Mapping[str, Any]) -> str:
-    every = settings.get("every_n_steps", "auto")
+    every, budget = settings.get("every_n_steps", "auto"), settings.get("overhead_budget")
+    within = f", within {wording.percent(budget)} of the time" if isinstance(budget, float) else ""
     if every == "auto":
-        return "every step at first, then ever fewer"
-    return "every step" if every == 1 else f"every {wording.figure(every)} steps"
+        return f"every step at first, then ever fewer{within}"
+    return ("every step" if every == 1 else f"every {wording.figure(every)} steps") + within

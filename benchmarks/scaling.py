@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [--layers 100 --layers 1000 ...] [--steps 20]
 
-Trains layers of 16 units with a batch of 16, bare and watched at every step, in turn, on one thread, and prints
+Trains layers of 16 units with a batch of 16, bare and watched at every step in turn, on one thread. Prints
 the median extra processor time of a recorded step for each layer, beside that of a bare step, which outgrows
 the caches as well. Extra time that stays a constant multiple of the bare time is linear growth.
 """

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradscope.observe import Recorder
+from gradscope.observe.wrappers import unwrapped
 from gradscope.places import RUNS, new_run
 from gradscope.settings import Settings
 from gradscope.store import RunWriter, read_run
@@ -62,7 +63,7 @@ class Observation:
         optimizers = [getattr(item, "optimizer", item) for item in trainer.optimizers]
         self.run_path = Path(trainer.strategy.broadcast(str(self._place(trainer))))
         self._recorder = Recorder(
-            _model_of(pl_module),
+            _model_of(trainer, pl_module),
             optimizers,
             RunWriter(self.run_path, rank=trainer.global_rank, settings=self._settings),
             self._settings,
@@ -145,7 +146,8 @@ class Observation:
             return
         self._micro_batches += 1
         if self._updated:
-            recorder.end_step(self._facts(trainer, batch_idx) if recorder.recording else {})
+            facts = self._facts(trainer, batch_idx) if recorder.recording else {}
+            recorder.end_step(facts, 1.0 if self._scale is None else self._scale)
             self._begin_step()
 
     def _begin_step(self) -> None:
@@ -206,10 +208,10 @@ def beside_checkpoints(trainer: Any) -> Path:
     return Path(save_dir) / str(logger.name) / version / RUNS
 
 
-def _model_of(pl_module: Any) -> nn.Module:
-    """Return the module whose names users know, not a wrapper that compilation put around it."""
-    module: nn.Module = getattr(pl_module, "_orig_mod", pl_module)
-    return module
+def _model_of(trainer: Any, pl_module: Any) -> nn.Module:
+    """Return the module as the strategy wraps it, which tells how its gradients are averaged."""
+    wrapped: nn.Module = trainer.strategy.model
+    return wrapped if unwrapped(wrapped) is unwrapped(pl_module) else pl_module
 
 
 def _loss_scale(trainer: Any) -> Tensor | None:

@@ -15,9 +15,11 @@ from gradscope.columns import LAYER_COLUMNS
 from gradscope.observe.activations import INPUT_LIMITS, RECTIFIERS, limits_of_module, name_of_module
 from gradscope.observe.dataflow import Dataflow
 from gradscope.observe.layers import describe_layer, unit_axis_of, usual_unit_axis
+from gradscope.observe.parameters import local_part
 from gradscope.observe.probes import MOST_HELD, SMALL, Probes, tensors_in
 from gradscope.observe.staging import OUTPUT, SIGNAL, Bench, Collector, Measured, Reading
 from gradscope.observe.units import LiveUnits
+from gradscope.observe.wrappers import class_of
 from gradscope.records import LayerInfo
 from gradscope.summarise import MAGNITUDES, MOMENTS, merge_calls
 
@@ -81,15 +83,16 @@ class Flow:
         """Take a tensor that layer `index` returned."""
         dtype = tensor.dtype
         if dtype.is_floating_point or dtype.is_complex:
-            self._collector.add(self._readings[index], index, tensor.detach())
+            self._collector.add(self._readings[index], index, local_part(tensor.detach()))
 
     def signal(self, index: int, gradient: Tensor) -> None:
         """Take the gradient of the loss with respect to such a tensor."""
-        self._collector.add(SIGNAL, index, gradient.detach() if gradient.requires_grad else gradient)
+        gradient = gradient.detach() if gradient.requires_grad else gradient
+        self._collector.add(SIGNAL, index, local_part(gradient))
 
     def _first_call(self, index: int, module: nn.Module, output: Any) -> None:
         layer = self.layers[index]
-        if layer.kind != type(module).__name__:  # a lazy module has become what it stood for
+        if layer.kind != class_of(module).__name__:  # a lazy module has become what it stood for
             layer = describe_layer(layer.name, module, layer.parameters)
         tensor = next(tensors_in(output), None)
         shape = tuple(tensor.shape) if tensor is not None else None

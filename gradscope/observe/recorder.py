@@ -15,17 +15,29 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from gradscope.columns import LAYER_COLUMNS
 from gradscope.observe.dataflow import Dataflow
 from gradscope.observe.flow import Flow, LayerStep
 from gradscope.observe.layers import describe_layer, watched_modules
 from gradscope.observe.packing import Parcel
-from gradscope.observe.parameters import describe_optimizers, describe_parameters, named_parameters
-from gradscope.observe.pieces import ParameterStep, norms_of_step
+from gradscope.observe.parameters import (
+    describe_optimizers,
+    describe_parameters,
+    local_part,
+    mean_of_shard,
+    named_parameters,
+)
+from gradscope.observe.pieces import ParameterStep, Piece, norms_of_step
 from gradscope.observe.probes import Probes
 from gradscope.observe.schedule import schedule_from
 from gradscope.observe.weights import ParameterProbe
+from gradscope.observe.wrappers import averaged_over, class_of, hides_parameters, unwrapped
 from gradscope.records import FORMAT_VERSION, Event, RunInfo, Status, StepRecord
 from gradscope.settings import Settings
+
+SIGNAL_SIZES = [
+    index for index, column in enumerate(LAYER_COLUMNS) if column.name in ("signal_rms", "signal_absmax")
+]
 
 
 class Sink(Protocol):
@@ -55,6 +67,7 @@ class _Pending:
     layers: LayerStep
     parameters: ParameterStep
     parcel: Parcel
+    loss_scale: float | Tensor
 
 
 class Recorder:
@@ -63,6 +76,10 @@ class Recorder:
     A front door calls `start`, then for each optimizer step `begin_step`, `before_update` (for each
     optimizer, when its gradients are ready) and `end_step`; at last `stop`. None of these raises: a failure
     of the recorder itself is said once and noted as an event, then it observes no more and training goes on.
+
+    In distributed training every rank has a recorder and a sink of its own; recorders never communicate.
+    model: with its wrappers (DDP, FSDP, torch.compile), which tell how gradients are averaged; names are
+    those without wrappers.
     """
 
     def __init__(
@@ -101,12 +118,16 @@ class Recorder:
                     stacklevel=2,
                 )
             self._parameters, _ = named_parameters(self._model)
+            self._averaged = averaged_over(self._model)
             self._lazy = any(is_lazy(parameter) for parameter in self._parameters.values())
             self.info = self._describe()
+            self._shards = self._sharded()
             self._flow = Flow(self._modules, self.info.layers, self.settings.dead_window)
             self._weights = ParameterProbe(self._parameters, self.settings.update_sample)
             self._probes = Probes(self._model, self._modules, self)
             self._sink.begin(self.info)
+            if hides_parameters(self._model):
+                self.event("not-observable", "FSDP hides the parameters; wrap with use_orig_params=True")
 
     def begin_step(self) -> bool:
         """Start observing if the coming step is to be recorded; return whether it is."""
@@ -119,6 +140,7 @@ class Recorder:
         with _guard(self):
             self._started = perf_counter()
             self._rates: dict[str, float | Tensor] = {}
+            self._means: list[Piece] = []
             self._flow.forget(probes)
             self._weights.forget()
             probes.attach()
@@ -146,6 +168,11 @@ class Recorder:
                 if self._lazy:
                     self._lazy, self.info = False, self._describe_again()
                 self._weights.before_update(optimizer, scale)
+                if self._shards and not self._means:
+                    self._means = [
+                        Piece(("weight_mean",), [row], mean_of_shard(item).view(1, 1))
+                        for row, item in self._shards
+                    ]
             self.spent += perf_counter() - started
 
     def has_read(self, optimizer: Optimizer) -> bool:
@@ -160,20 +187,24 @@ class Recorder:
                 self._weights.after_update([optimizer])
             self.spent += perf_counter() - started
 
-    def end_step(self, facts: Mapping[str, float | Tensor]) -> None:
-        """Finish the step: measure updates, and hand the record to the sink when its values are here."""
+    def end_step(self, facts: Mapping[str, float | Tensor], loss_scale: float | Tensor = 1.0) -> None:
+        """Finish the step: measure updates, and hand the record to the sink when its values are here.
+
+        loss_scale: by what the loss was multiplied before its backward pass; signals are divided by it.
+        """
         if self.recording:
             self.recording = False
             started = perf_counter()
             with _guard(self):
-                self._take(facts, started)
+                self._take(facts, loss_scale, started)
                 if self._probes is not None and self._probes.delicate:
                     self._probes.detach()
         self.step += 1
 
-    def _take(self, facts: Mapping[str, float | Tensor], started: float) -> None:
+    def _take(self, facts: Mapping[str, float | Tensor], loss_scale: float | Tensor, started: float) -> None:
         self._weights.after_update(self._optimizers)
         parameters = self._weights.take()
+        parameters.pieces += self._means
         if self._probes is not None:
             self._flow.gather(self._probes)
         layers = self._flow.take()
@@ -185,7 +216,7 @@ class Recorder:
         now = perf_counter()
         timing = {"seconds": now - self._started, "overhead_seconds": self.spent + now - started}
         self._pending = _Pending(
-            {"step": self.step, **self._rates, **facts, **timing}, layers, parameters, parcel
+            {"step": self.step, **self._rates, **facts, **timing}, layers, parameters, parcel, loss_scale
         )
         if parcel.here:
             self._deliver()
@@ -198,6 +229,7 @@ class Recorder:
         arrays = pending.parcel.open()
         split = len(pending.layers.tensors())
         layers = self._flow.table(pending.layers, arrays[:split])
+        layers[:, SIGNAL_SIZES] /= float(pending.loss_scale) * self._averaged
         parameters = pending.parameters.table(arrays[split:])
         facts = {name: float(value) for name, value in pending.facts.items()}
         self._sink.append(StepRecord({**norms_of_step(parameters), **facts}, layers, parameters))
@@ -275,10 +307,11 @@ class Recorder:
         owned: dict[str, list[str]] = {}
         for parameter in parameters:
             owned.setdefault(parameter.layer, []).append(parameter.name)
-        kind = type(self._model)
+        kind = class_of(unwrapped(self._model))
         return RunInfo(
             format_version=FORMAT_VERSION,
             model=f"{kind.__module__}.{kind.__qualname__}",
+            ranks=int(self._training.get("world_size", 1)),
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             versions={"python": platform.python_version(), "torch": torch.__version__, **self._versions},
             settings=self.settings.as_dict(),
@@ -290,6 +323,15 @@ class Recorder:
             ),
             parameters=parameters,
         )
+
+    def _sharded(self) -> list[tuple[int, nn.Parameter]]:
+        """Return the parameters of which this rank has a part, with their places in the table."""
+        whole = {parameter.name: parameter.size for parameter in self.info.parameters}
+        return [
+            (row, parameter)
+            for row, (name, parameter) in enumerate(self._parameters.items())
+            if not is_lazy(parameter) and 0 < local_part(parameter).numel() < whole[name]
+        ]
 
     def _describe_again(self) -> RunInfo:
         """Describe the parameters that lazy modules have made by now, before their first update."""

@@ -126,10 +126,13 @@ def _unit_spread(rows: Tensor) -> float:
 
 def local_part(tensor: Tensor) -> Tensor:
     """Return this rank's shard of a distributed tensor, any other tensor as it is."""
-    if type(tensor) in (Tensor, nn.Parameter):
-        return tensor
-    local = getattr(tensor, "to_local", None)
-    return local() if local is not None else tensor
+    spread: Any = tensor
+    return spread.to_local() if is_sharded(tensor) else tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether a tensor is spread over ranks, and holds this rank's shard inside."""
+    return type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "to_local")
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from gradscope.observe.parameters import local_part
+from gradscope.observe.parameters import is_sharded, local_part
 from gradscope.observe.pieces import ParameterStep, Piece
 from gradscope.summarise import (
     LARGE,
@@ -324,7 +324,10 @@ class ParameterProbe:
             self._step.pieces.append(Piece(("update_norm",), [row], norm.view(1, 1)))
 
     def _read_clipped(self, opened: _Opened) -> None:
-        """Read the gradients that have changed since; those that haven't were not clipped."""
+        """Read the gradients that have changed since; those that haven't were not clipped.
+
+        A sharded tensor's version doesn't count its changes in place.
+        """
         plan, now = opened.plan, [parameter.grad for parameter in opened.plan.parameters]
         changed = {
             place: gradient
@@ -333,7 +336,7 @@ class ParameterProbe:
             )
             if gradient is not None
             and before is not None
-            and (gradient is not before or gradient._version != version)
+            and (gradient is not before or is_sharded(gradient) or gradient._version != version)
         }
         if changed:
             self._step.changed.update(plan.rows[place] for place in changed)

@@ -49,7 +49,8 @@ def _merge(
     elif rule == "ratio":
         counts = values.get("count")
         above, below = values[name.replace("_ratio", "_norm")], x if weights is None else weights
-        merged = _norm(above, counts, starts, sizes) / _norm(below, counts, starts, sizes)
+        base = _norm(below, counts, starts, sizes)
+        merged = np.where(base > 0, _norm(above, counts, starts, sizes) / base, np.nan)
     else:
         merged = _spread(x, values.get(name.replace("_std", "_mean")), weights, starts)
     return np.where(_any(_poisoned(name, values), starts), np.nan, merged)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from gradscope.observe.compiled import AVAILABLE, Window
+
 # Of these only the first tensor is the output; the rest repeats it (states) or is of another kind (weights).
 FIRST_ONLY: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
 
@@ -29,6 +31,7 @@ class Observer(Protocol):
 
     spent: float
     recording: bool
+    compiled: bool
 
     def called(self, index: int, module: nn.Module, output: Any) -> None:
         """Note a forward call of layer `index`, not a recomputation."""
@@ -54,10 +57,20 @@ class Probe:
     backward pass. The version of a tensor counts its changes in place, so that a change shows.
     """
 
-    __slots__ = ("_first_only", "_hooks", "_index", "_observer", "held", "overwritten", "quick", "signals")
+    __slots__ = (
+        "_first_only",
+        "_hooks",
+        "_index",
+        "_observer",
+        "held",
+        "overwritten",
+        "quick",
+        "signals",
+        "window",
+    )
 
-    def __init__(self, index: int, observer: Observer, first_only: bool) -> None:
-        self._index, self._observer, self._first_only = index, observer, first_only
+    def __init__(self, index: int, observer: Observer, first_only: bool, window: Window) -> None:
+        self._index, self._observer, self._first_only, self.window = index, observer, first_only, window
         self.quick = self.overwritten = False
         self.held: list[tuple[int, Tensor, int]] = []
         self.signals: list[Tensor | None] = []
@@ -70,6 +83,9 @@ class Probe:
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
         """Read the module's output, and ask for the gradient with respect to it."""
+        if is_compiling() and AVAILABLE:
+            self._trace(output)
+            return
         if self.quick and type(output) is Tensor and 0 < output.numel() <= SMALL:
             node = output.grad_fn
             if (
@@ -77,12 +93,18 @@ class Probe:
                 and output._backward_hooks is None
                 and len(self.held) < MOST_HELD
                 and _running_backward() == -1
-                and not is_compiling()
             ):
                 if self._observer.recording:
                     self._hold(output, node)
                 return
         self._read(module, output)
+
+    def _trace(self, output: Any) -> None:
+        """Do in a compiled graph what `_read` does; which of two graphs runs depends on `recording`."""
+        if self._observer.recording:
+            tensors = [output] if isinstance(output, Tensor) else traceable_tensors(output)
+            for place, tensor in enumerate(tensors[:1] if self._first_only else tensors):
+                self.window.traced(tensor, place == 0)
 
     def _hold(self, output: Tensor, node: Any) -> None:
         """Hold an output; do what register_hook does but make a handle, as nothing removes the hook."""
@@ -142,8 +164,9 @@ class Probes:
 
     def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], observer: Observer) -> None:
         self._modules = tuple(modules.values())
+        turn = torch.zeros(1)
         self._probes = tuple(
-            Probe(index, observer, isinstance(module, FIRST_ONLY))
+            Probe(index, observer, isinstance(module, FIRST_ONLY), Window(index, module, observer, turn))
             for index, module in enumerate(self._modules)
         )
         self.held: list[tuple[int, Tensor, int]] = []
@@ -208,6 +231,23 @@ class Probes:
             handle.remove()
         if handles:
             self.take()
+
+
+def traceable_tensors(output: Any) -> list[Tensor]:
+    """Return what `tensors_in` yields, by means that torch.compile can trace."""
+    if isinstance(output, Tensor):
+        return [output]
+    values: list[Any] = []
+    if isinstance(output, dict):
+        values = list(output.values())
+    elif isinstance(output, (tuple, list)):
+        values = list(output)
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        values = [getattr(output, item.name, None) for item in dataclasses.fields(output)]
+    found: list[Tensor] = []
+    for value in values:
+        found += traceable_tensors(value)
+    return found
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:

@@ -31,7 +31,13 @@ from gradscope.observe.pieces import ParameterStep, Piece, norms_of_step
 from gradscope.observe.probes import Probes
 from gradscope.observe.schedule import schedule_from
 from gradscope.observe.weights import ParameterProbe
-from gradscope.observe.wrappers import averaged_over, class_of, hides_parameters, unwrapped
+from gradscope.observe.wrappers import (
+    averaged_over,
+    class_of,
+    compiled_modules,
+    hides_parameters,
+    unwrapped,
+)
 from gradscope.records import FORMAT_VERSION, Event, RunInfo, Status, StepRecord
 from gradscope.settings import Settings
 
@@ -94,7 +100,7 @@ class Recorder:
     ) -> None:
         self.settings = settings or Settings()
         self.step = first_step
-        self.recording = False
+        self.recording = self.compiled = False
         self.alive = False
         self.spent = 0.0
         self._model, self._optimizers, self._sink = model, tuple(optimizers), sink
@@ -135,7 +141,10 @@ class Recorder:
         if not self.alive or probes is None:
             return False
         if not self._scheduled(self.step):
-            probes.detach()
+            if self.compiled:  # a graph that is compiled without the probes would be used for ever
+                probes.attach()
+            else:
+                probes.detach()
             return False
         with _guard(self):
             self._started = perf_counter()
@@ -146,7 +155,10 @@ class Recorder:
             probes.attach()
             if not self._recorded and self._flow.dataflow is None:
                 self._flow.dataflow = Dataflow()
-                self._flow.dataflow.attach(probes.watchable())
+                compiled = compiled_modules(self._model)
+                self._flow.dataflow.attach(
+                    (index, module) for index, module in probes.watchable() if id(module) not in compiled
+                )
             self.recording = True
             self.spent = perf_counter() - self._started
         return self.recording
@@ -355,9 +367,22 @@ class Recorder:
         self._sink.update(self.info)
 
     def _say_what_never_fired(self) -> None:
+        silent = all(layer.depth < 0 for layer in self._flow.layers)
+        if self.compiled:
+            self.event(
+                "not-observable", "the model is compiled: which layers feed which, and functions, don't show"
+            )
+        elif silent and self._flow.layers:
+            self.event(
+                "not-observable",
+                "no layer showed anything, so only parameters are recorded; a compiled model must not run "
+                "before watching begins, and a copy of the model is not the model",
+            )
         for index, layer in enumerate(self._flow.layers):
             if layer.depth < 0:
                 reason = "did not run in the first recorded step"
+                if silent or id(self._modules[layer.name]) in compiled_modules(self._model):
+                    reason += ", or was compiled before watching began"
                 self._flow.layers[index] = replace(layer, not_observable=reason)
                 self.event("never-fired", f"{layer.name} ({layer.kind}) {reason}", layer=layer.name)
 

@@ -50,6 +50,16 @@ def named_modules(model: nn.Module, repeated: bool = False) -> Iterator[tuple[st
         waiting += reversed(below)
 
 
+def compiled_modules(model: nn.Module) -> set[int]:
+    """Return the ids of the modules that run as part of a compiled one, as far as the model shows it."""
+    return {
+        id(inner)
+        for module in model.modules()
+        if "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
+        for inner in module.modules()
+    }
+
+
 def class_of(module: nn.Module) -> type:
     """Return the class that the user knows; fully_shard puts one of its own in front."""
     kind = type(module)

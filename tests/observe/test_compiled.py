@@ -35,7 +35,8 @@ def test_a_model_that_ran_before_it_was_watched_is_said_not_to_be_observable() -
     compiled = torch.compile(model, backend="eager")
     compiled(x).sum().backward()
     sink = record(model, lambda m: compiled(x).sum(), steps=2)
-    assert {event.kind for event in sink.events} == {"never-fired"}
-    assert all(layer.not_observable for layer in sink.info.layers)
+    assert {event.kind for event in sink.events} == {"not-observable", "never-fired"}
+    assert "compiled" in sink.events[0].message
+    assert all("compiled before watching began" in layer.not_observable for layer in sink.info.layers)
     assert torch.tensor(sink.records[-1].layers).isnan().all()
     assert sink.parameter("0.weight", "gradient_norm") > 0

@@ -40,7 +40,7 @@ class Observer(Protocol):
 class Window:
     """Where a compiled graph shows a layer's outputs and gradients; it knows the window by a number.
 
-    turn: a tensor that each look changes, so that compilers neither drop looks nor change their order.
+    turn: a tensor that each look says it changes, so that compilers neither drop looks nor reorder them.
     """
 
     __slots__ = ("__weakref__", "_index", "_module", "_observer", "number", "turn")
@@ -89,11 +89,16 @@ def look(tensor: Tensor, turn: Tensor, number: int, kind: int) -> None:
 
 
 def _as_operation() -> bool:
-    """Make `look` an operation of torch's, where torch knows how (2.4 and later); return whether it is."""
-    custom = getattr(torch.library, "custom_op", None)
-    if custom is None:
+    """Make `look` an operation of torch's, where torch knows how (2.4 and later); return whether it is.
+
+    It says that it changes `turn`, but leaves it alone: autograd may have kept it for a backward pass.
+    """
+    if not hasattr(torch.library, "register_fake"):
         return False
-    custom("gradscope::look", look, mutates_args=("turn",)).register_fake(_look_at_nothing)
+    name = "gradscope::look"
+    torch.library.define(name, "(Tensor tensor, Tensor(a!) turn, int number, int kind) -> ()")
+    torch.library.impl(name, "CompositeExplicitAutograd", look)
+    torch.library.register_fake(name, _look_at_nothing)
     return True
 
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradscope.loss_scale import scale_of, unscales_itself, was_skipped
 from gradscope.observe import Recorder
+from gradscope.observe.wrappers import unwrapped
 from gradscope.places import RUNS, new_run
 from gradscope.settings import Settings
 from gradscope.store import RunWriter, read_run
@@ -66,7 +68,7 @@ class Observation:
         optimizers = [getattr(item, "optimizer", item) for item in trainer.optimizers]
         self.run_path = Path(trainer.strategy.broadcast(str(self._place(trainer))))
         self._recorder = Recorder(
-            _model_of(pl_module),
+            _model_of(trainer, pl_module),
             optimizers,
             RunWriter(self.run_path, rank=trainer.global_rank, settings=self._settings),
             self._settings,
@@ -122,7 +124,7 @@ class Observation:
             recorder.minimised(loss)
             factor = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
             value = loss.detach().double() * factor
-            scale = _loss_scale(trainer)
+            scale = scale_of(_scaler_of(trainer))
             self._losses.append(value if scale is None else value / scale)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
@@ -132,9 +134,8 @@ class Observation:
         if recorder is None or not recorder.recording:
             return
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        self._scale = _loss_scale(trainer)
-        handles_it = getattr(optimizer, "_step_supports_amp_scaling", False)
-        scaled = self._scale is not None and handles_it
+        self._scale = scale_of(_scaler_of(trainer))
+        scaled = self._scale is not None and unscales_itself(optimizer)
         recorder.before_update(optimizer, self._scale if scaled and self._scale is not None else 1.0)
 
     def _after_update(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
@@ -149,7 +150,8 @@ class Observation:
             return
         self._micro_batches += 1
         if self._updated:
-            recorder.end_step(self._facts(trainer, batch_idx) if recorder.recording else {})
+            facts = self._facts(trainer, batch_idx) if recorder.recording else {}
+            recorder.end_step(facts, 1.0 if self._scale is None else self._scale)
             self._begin_step()
 
     def _begin_step(self) -> None:
@@ -165,8 +167,7 @@ class Observation:
             facts["loss"] = torch.stack(self._losses).mean()
         if self._scale is not None:
             facts["amp_scale"] = self._scale
-            after = _loss_scale(trainer)
-            facts["skipped"] = (after < self._scale).double() if after is not None else 0.0
+            facts["skipped"] = was_skipped(self._scale, _scaler_of(trainer))
         return facts
 
     # Resuming, and copies
@@ -210,17 +211,15 @@ def beside_checkpoints(trainer: Any) -> Path:
     return Path(save_dir) / str(logger.name) / version / RUNS
 
 
-def _model_of(pl_module: Any) -> nn.Module:
-    """Return the module whose names users know, not a wrapper that compilation put around it."""
-    module: nn.Module = getattr(pl_module, "_orig_mod", pl_module)
-    return module
+def _model_of(trainer: Any, pl_module: Any) -> nn.Module:
+    """Return the module as the strategy wraps it, which tells how its gradients are averaged."""
+    wrapped: nn.Module = trainer.strategy.model
+    return wrapped if unwrapped(wrapped) is unwrapped(pl_module) else pl_module
 
 
-def _loss_scale(trainer: Any) -> Tensor | None:
-    """Return the loss scale of 16-bit mixed precision, still on its device; None without one."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    scale = getattr(scaler, "_scale", None)
-    return scale.detach().clone() if isinstance(scale, Tensor) else None
+def _scaler_of(trainer: Any) -> Any:
+    """Return what scales the loss in 16-bit mixed precision; None without it."""
+    return getattr(trainer.precision_plugin, "scaler", None)
 
 
 def _facts_of(trainer: Any, pl_module: Any) -> Mapping[str, Any]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Merge = Literal["sum", "min", "max", "mean", "root-mean-square", "spread", "first"]
+Merge = Literal["sum", "min", "max", "mean", "root-mean-square", "spread", "first", "extent", "norm", "ratio"]
 
 
 @dataclass(frozen=True)
 class Column:
     """One recorded statistic: its name, its unit, what it means, and how values of several ranks merge.
 
-    `merge` names the rule: "sum", "min", "max", "first", or, weighted by the table's count column,
-    "mean", "root-mean-square" and "spread" (a standard deviation about the merged mean).
+    `merge` names the rule: "sum", "min", "max", "first", or, weighted by the column that `weight` names,
+    "mean", "root-mean-square" and "spread" (a standard deviation about the merged mean). Of parameters, which
+    ranks hold shards or copies of: "extent" (entries, copies counted once), "norm" (of all shards together)
+    and "ratio" (of the merged norm of that name to the one that `weight` names).
     """
 
     name: str
@@ -52,7 +54,7 @@ STEP_COLUMNS: tuple[Column, ...] = (
 
 # One row a recorded step and layer. A layer called k times in a step is merged over its calls.
 LAYER_COLUMNS: tuple[Column, ...] = (
-    Column("calls", "calls", "forward calls in the step, recomputation not counted", "sum"),
+    Column("calls", "calls", "forward calls in the step, recomputation not counted", "max"),
     Column("activation_count", "entries", "output entries that the activation statistics cover", "sum"),
     _activation("mean", "activation", "mean of the output", "mean"),
     _activation("std", "activation", "standard deviation of the output about its mean", "spread"),
@@ -75,7 +77,7 @@ LAYER_COLUMNS: tuple[Column, ...] = (
         "dead_unit_fraction",
         "fraction",
         "share of a rectifier's units that were active for no sample in any of the last 10 recorded steps "
-        "(in all so far, while fewer); absent for other layers",
+        "(in all so far, while fewer); absent for other layers; of several ranks the smallest",
         "min",
     ),
     _activation(
@@ -85,7 +87,8 @@ LAYER_COLUMNS: tuple[Column, ...] = (
     _signal(
         "rms",
         "loss / activation",
-        "root mean square of the gradient with respect to the output",
+        "root mean square of the gradient with respect to the output, loss scale and averaging over ranks "
+        "divided out",
         "root-mean-square",
     ),
     _signal(
@@ -101,9 +104,9 @@ PARAMETER_COLUMNS: tuple[Column, ...] = (
         "count",
         "entries",
         "entries of the parameter (of this rank's shard, if sharded); a complex entry counts as two",
-        "sum",
+        "extent",
     ),
-    Column("weight_norm", "weight", "Euclidean norm of the parameter before the update", "first"),
+    Column("weight_norm", "weight", "Euclidean norm of the parameter before the update", "norm", "count"),
     Column(
         "weight_rms",
         "weight",
@@ -117,19 +120,22 @@ PARAMETER_COLUMNS: tuple[Column, ...] = (
         "largest magnitude in the parameter",
         "max",
     ),
+    Column("weight_mean", "weight", "mean of this rank's shard; of sharded parameters only", "mean", "count"),
     Column(
         "weight_std",
         "weight",
         "standard deviation of the parameter about its mean",
-        "first",
+        "spread",
+        "count",
     ),
     Column("weight_nonfinite", "entries", "NaN and infinite entries of the parameter", "sum"),
     Column("gradient_missing", "0 or 1", "1 if the trained parameter's gradient was None at the step", "min"),
     Column(
         "gradient_norm",
         "loss / weight",
-        "norm of the gradient: accumulated, unscaled, before clipping",
-        "first",
+        "norm of the gradient: accumulated, synchronised, unscaled, before clipping",
+        "norm",
+        "count",
     ),
     Column("gradient_rms", "loss / weight", "root mean square of that gradient", "root-mean-square", "count"),
     Column(
@@ -146,25 +152,34 @@ PARAMETER_COLUMNS: tuple[Column, ...] = (
         "count",
     ),
     Column("gradient_nonfinite", "entries", "NaN and infinite entries of that gradient", "sum"),
-    Column("clipped_gradient_norm", "loss / weight", "norm of the gradient that the optimizer used", "first"),
-    Column("update_norm", "weight", "norm of the parameter's real change over the step", "first"),
-    Column("update_ratio", "1", "update_norm / weight_norm", "first"),
+    Column(
+        "clipped_gradient_norm",
+        "loss / weight",
+        "norm of the gradient that the optimizer used",
+        "norm",
+        "count",
+    ),
+    Column("update_norm", "weight", "norm of the parameter's real change over the step", "norm", "count"),
+    Column("update_ratio", "1", "update_norm / weight_norm", "ratio", "weight_norm"),
     Column(
         "momentum_norm",
         "loss / weight",
         "norm of the optimizer's first-moment buffer after the step",
-        "first",
+        "norm",
+        "count",
     ),
     Column(
         "second_moment_rms",
         "(loss / weight)²",
         "root mean square of Adam's second moment after the step",
-        "first",
+        "root-mean-square",
+        "count",
     ),
     Column(
         "epsilon_fraction",
         "fraction",
         "share of entries with sqrt(v_hat) < 10 eps in Adam's denominator",
-        "first",
+        "mean",
+        "count",
     ),
 )

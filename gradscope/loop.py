@@ -8,13 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from gradscope.callback import closing_line
 from gradscope.errors import GradscopeError
+from gradscope.loss_scale import scale_of, was_skipped
 from gradscope.observe import Recorder
-from gradscope.places import RUNS, new_run
+from gradscope.places import RUNS, agreed, is_distributed, new_run
 from gradscope.settings import Settings
 from gradscope.store import RunWriter
 
@@ -24,6 +25,7 @@ def watch(
     optimizer: Optimizer | Sequence[Optimizer],
     run_dir: str | Path | None = None,
     verbose: bool = True,
+    scaler: Any = None,
     **settings: Any,
 ) -> Watch:
     """Watch a model in a plain training loop: a context manager, to be told of each step.
@@ -37,8 +39,11 @@ def watch(
                 scope.step(loss)
 
     optimizer: one, or several that together make a step. run_dir: by default a new folder in
-    gradscope_runs; a run that is there already is never overwritten. settings: every_n_steps, layers and the
-    other options of `gradscope.Settings`.
+    gradscope_runs; a run that is there already is never overwritten. scaler: the GradScaler that multiplies
+    the loss, if there is one; what is recorded is divided by it again. settings: every_n_steps, layers and
+    the other options of `gradscope.Settings`.
+
+    In distributed training every rank watches, with the model as it is wrapped; they write one run.
 
     Gradients are read as the optimizer is about to use them. To have them before clipping as well, call
     `scope.before_clipping()` after the backward pass. GradscopeError if an argument can't work.
@@ -55,8 +60,7 @@ def watch(
     unknown = set(settings) - set(Settings.__dataclass_fields__)
     if unknown:
         raise GradscopeError(f"watch knows no option {sorted(unknown)[0]!r}; see gradscope.Settings for all")
-    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper would prefix every name
-    return Watch(model, list(optimizers), run_dir, Settings.from_mapping(settings), verbose)
+    return Watch(model, list(optimizers), run_dir, Settings.from_mapping(settings), verbose, scaler)
 
 
 class Watch:
@@ -69,9 +73,11 @@ class Watch:
         run_dir: str | Path | None,
         settings: Settings,
         verbose: bool,
+        scaler: Any = None,
     ) -> None:
         self._model, self._optimizers = model, optimizers
         self._run_dir, self._settings, self._verbose = run_dir, settings, verbose
+        self._scaler, self._scale = scaler, scale_of(scaler)
         self._recorder: Recorder | None = None
         self._handles: list[Any] = []
         self._updates = 0
@@ -79,17 +85,22 @@ class Watch:
         self.run_path: Path | None = None
 
     def __enter__(self) -> Watch:
-        self.run_path = new_run(self._run_dir, Path(RUNS))
-        writer = RunWriter(self.run_path, settings=self._settings)
+        self.run_path, self._rank = agreed(lambda: new_run(self._run_dir, Path(RUNS)))
+        writer = RunWriter(self.run_path, self._rank, self._settings)
         self._recorder = Recorder(
-            self._model, self._optimizers, writer, self._settings, _facts_of(self._model)
+            self._model, self._optimizers, writer, self._settings, _facts_of(self._model, self._scaler)
         )
         self._recorder.start()
         for item in self._optimizers:
             self._handles.append(item.register_step_pre_hook(self._before_update))
             self._handles.append(item.register_step_post_hook(self._after_update))
-        self._recorder.begin_step()
+        self._begin_step()
         return self
+
+    def _begin_step(self) -> None:
+        self._read: set[int] = set()
+        if self._recorder is not None:
+            self._recorder.begin_step()
 
     def step(self, loss: Tensor | float | None = None) -> None:
         """End a step: call it once after the optimizer's step, with the loss that was minimised.
@@ -104,17 +115,40 @@ class Watch:
         if recorder.recording:
             if isinstance(loss, Tensor):
                 recorder.minimised(loss)
-            facts: dict[str, float | Tensor] = {"micro_batches": 1.0}
-            recorder.end_step(facts if number is None else {**facts, "loss": number})
+            self._read_skipped(recorder)
+            recorder.end_step(self._facts(number), 1.0 if self._scale is None else self._scale)
         else:
             recorder.end_step({})
-        recorder.begin_step()
+        self._begin_step()
+
+    def _facts(self, loss: Tensor | float | None) -> dict[str, float | Tensor]:
+        facts: dict[str, float | Tensor] = {"micro_batches": 1.0}
+        if loss is not None:
+            facts["loss"] = loss
+        if self._scale is not None:
+            facts |= {"amp_scale": self._scale, "skipped": was_skipped(self._scale, self._scaler)}
+        return facts
+
+    def _read_skipped(self, recorder: Recorder) -> None:
+        """Read the gradients for which the scaler did not let the optimizer make its step, if still there."""
+        for optimizer in self._optimizers if self._scaler is not None else ():
+            parameters = [item for group in optimizer.param_groups for item in group["params"]]
+            if id(optimizer) not in self._read and any(item.grad is not None for item in parameters):
+                recorder.before_update(optimizer)
 
     def before_clipping(self) -> None:
-        """Read the gradients now: call it after the backward pass and before clipping, if you clip."""
-        if self._recorder is not None:
-            for optimizer in self._optimizers:
-                self._recorder.before_update(optimizer)
+        """Read the gradients now: call it after the backward pass and before clipping, if you clip.
+
+        With a GradScaler: after `scaler.unscale_(optimizer)`, as clipping needs that too.
+        """
+        for optimizer in self._optimizers:
+            self._read_gradients(optimizer)
+
+    def _read_gradients(self, optimizer: Optimizer) -> None:
+        if self._recorder is not None and self._recorder.recording:
+            self._read.add(id(optimizer))
+            scale = getattr(optimizer, "grad_scale", None)  # is there while a fused optimizer steps
+            self._recorder.before_update(optimizer, 1.0 if scale is None else scale.detach().clone())
 
     def _before_update(
         self, optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]
@@ -125,9 +159,9 @@ class Watch:
             return None
         closure = options.get("closure", arguments[1] if len(arguments) > 1 else None)
         if closure is None:
-            recorder.before_update(optimizer)
+            self._read_gradients(optimizer)
             return None
-        observed = _observed(closure, lambda: recorder.before_update(optimizer))
+        observed = _observed(closure, lambda: self._read_gradients(optimizer))
         if "closure" in options:
             return arguments, {**options, "closure": observed}
         return (arguments[0], observed, *arguments[2:]), options
@@ -156,7 +190,7 @@ class Watch:
             warnings.warn(
                 "gradscope recorded nothing: call scope.step(loss) after each optimizer.step()", stacklevel=2
             )
-        elif self._verbose and self.run_path is not None:
+        elif self._verbose and self.run_path is not None and self._rank == 0:
             print(closing_line(self.run_path))
 
 
@@ -185,6 +219,11 @@ def _one_number(loss: Any) -> Tensor | float | None:
     raise GradscopeError(f"scope.step takes the loss as one number; got {got}")
 
 
-def _facts_of(model: nn.Module) -> dict[str, Any]:
+def _facts_of(model: nn.Module, scaler: Any) -> dict[str, Any]:
+    facts: dict[str, Any] = {"precision": "16-mixed"} if scaler is not None else {}
     parameter = next(model.parameters(), None)
-    return {"device": str(parameter.device)} if parameter is not None else {}
+    if parameter is not None:
+        facts["device"] = str(parameter.device)
+    if is_distributed():
+        facts |= {"world_size": distributed.get_world_size(), "strategy": type(model).__name__}
+    return facts

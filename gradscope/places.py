@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import warnings
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
+
+from torch import distributed
 
 # Not "gradscope": a folder of that name in the current directory would be taken for the package.
 RUNS = "gradscope_runs"
+# So long a process waits for rank 0 to say where the run goes.
+PATIENCE = timedelta(seconds=60)
+_agreed = 0
 
 
 def new_run(asked: str | Path | None, folder: Path) -> Path:
@@ -30,3 +37,35 @@ def _free(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
+
+
+def is_distributed() -> bool:
+    """Return whether this process trains together with others."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def agreed(choose: Callable[[], Path]) -> tuple[Path, int]:
+    """Return the directory that rank 0 chooses for all, and which rank's part of the run this process writes.
+
+    By the store through which the processes found each other: a collective would hang for ever where only
+    some of them watch. A process whose rank 0 doesn't watch writes a run of its own.
+    """
+    global _agreed
+    if not is_distributed():
+        return choose(), 0
+    _agreed += 1
+    rank, key = distributed.get_rank(), f"gradscope/run/{_agreed}"
+    store = distributed.distributed_c10d._get_default_store()
+    if rank == 0:
+        path = choose().resolve()
+        store.set(key, str(path))
+        return path, 0
+    try:
+        store.wait([key], PATIENCE)
+    except Exception:
+        warnings.warn(
+            f"rank 0 does not watch: this run covers rank {rank} alone; call gradscope.watch on every rank",
+            stacklevel=3,
+        )
+        return choose(), 0
+    return Path(store.get(key).decode()), rank

@@ -198,7 +198,7 @@ def test_a_step_that_is_not_recorded_computes_nothing(monkeypatch: pytest.Monkey
     observer = watched(model, every=100)
     observer.end_step({})
     monkeypatch.setattr(recorder, "Parcel", None)
-    monkeypatch.setattr(observer, "_flow", SimpleNamespace(recording=False))
+    monkeypatch.setattr(observer, "_flow", SimpleNamespace(recording=False, compiled=False))
     monkeypatch.setattr(observer, "_weights", None)
     observer.begin_step()
     model(torch.randn(4, 12)).sum().backward()

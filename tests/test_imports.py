@@ -32,6 +32,7 @@ FRONT_DOORS = {
     "treat",
     "callback",
     "places",
+    "loss_scale",
     "preflight",
     "quiet",
     "lightning",

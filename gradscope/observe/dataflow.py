@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from gradscope.observe.activations import name_of_function
 from gradscope.observe.probes import Probe, tensors_in
@@ -133,6 +134,8 @@ class _Arrival(Probe):
         self._dataflow, self._index = dataflow, index
 
     def __call__(self, module: nn.Module, arguments: Any, options: Any) -> None:
+        if is_compiling():
+            return  # a graph that is being traced has no autograd nodes yet
         try:
             self._dataflow.arrived(self._index, (arguments, options))
         except Exception:

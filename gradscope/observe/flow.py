@@ -15,10 +15,12 @@ from gradscope.observe.activations import INPUT_LIMITS, RECTIFIERS, limits_of_mo
 from gradscope.observe.dataflow import Dataflow
 from gradscope.observe.host_layers import HostCollector
 from gradscope.observe.layers import describe_layer, unit_axis_of, usual_unit_axis
+from gradscope.observe.parameters import local_part
 from gradscope.observe.probes import tensors_in
 from gradscope.observe.reading import OUTPUT, SIGNAL, Measured, Reading
 from gradscope.observe.staging import Collector
 from gradscope.observe.units import LiveUnits
+from gradscope.observe.wrappers import class_of
 from gradscope.records import LayerInfo
 from gradscope.summarise import MAGNITUDES, MOMENTS, merge_calls
 
@@ -52,7 +54,7 @@ class Flow:
         failed: Callable[[Exception], None],
     ) -> None:
         self.model, self.failed = model, failed
-        self.recording, self.spent = False, 0.0
+        self.recording, self.compiled, self.spent = False, False, 0.0
         self.layers = list(layers)
         self.dataflow: Dataflow | None = None
         self._readings = [_reading_of(module) for module in modules.values()]
@@ -75,19 +77,24 @@ class Flow:
     def output(self, index: int, tensor: Tensor) -> None:
         """Take a tensor that layer `index` returned."""
         reading = self._readings[index]
-        if not self._host.add_output(reading, index, tensor) and (
-            tensor.dtype.is_floating_point or tensor.dtype.is_complex
-        ):
-            self._collector.add(reading, index, tensor.detach())
+        if self._host.add_output(reading, index, tensor):
+            return
+        part = local_part(tensor.detach())
+        if self._host.add_output(reading, index, part):
+            return
+        if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
+            self._collector.add(reading, index, part)
 
     def signal(self, index: int, gradient: Tensor) -> None:
         """Take the gradient of the loss with respect to such a tensor."""
         if not self._host.add_signal(index, gradient):
-            self._collector.add(SIGNAL, index, gradient.detach())
+            part = local_part(gradient.detach())
+            if not self._host.add_signal(index, part):
+                self._collector.add(SIGNAL, index, part)
 
     def _first_call(self, index: int, module: nn.Module, output: Any) -> None:
         layer = self.layers[index]
-        if layer.kind != type(module).__name__:  # a lazy module has become what it stood for
+        if layer.kind != class_of(module).__name__:  # a lazy module has become what it stood for
             layer = describe_layer(layer.name, module, layer.parameters)
         tensor = next(tensors_in(output), None)
         shape = tuple(tensor.shape) if tensor is not None else None

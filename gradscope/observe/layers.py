@@ -13,6 +13,7 @@ from torch.nn.modules.loss import _Loss
 from torch.nn.parameter import is_lazy
 
 from gradscope.observe.activations import name_of_module
+from gradscope.observe.wrappers import class_of, named_children, named_modules, unwrapped
 from gradscope.records import LayerInfo
 
 # Watched as a whole: the parts of attention are called as functions, so their own hooks never fire.
@@ -94,11 +95,11 @@ def watched_modules(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str,
     if patterns:
         return {
             name: module
-            for name, module in model.named_modules()
+            for name, module in named_modules(model)
             if name and any(fnmatchcase(name, pattern) for pattern in patterns)
         }
     chosen: dict[str, nn.Module] = {}
-    _walk(model, "", chosen, set())
+    _walk(unwrapped(model), "", chosen, set())
     return chosen
 
 
@@ -106,7 +107,7 @@ def _walk(module: nn.Module, name: str, chosen: dict[str, nn.Module], seen: set[
     if id(module) in seen:
         return
     seen.add(id(module))
-    children = [(key, child) for key, child in module.named_children() if not _is_parametrization(key)]
+    children = [(key, child) for key, child in named_children(module) if not _is_parametrization(key)]
     if isinstance(module, WHOLE) or not children:
         if not isinstance(module, _NO_LAYERS) and not type(module).__module__.startswith("torchmetrics"):
             chosen[name] = module
@@ -125,7 +126,7 @@ def describe_layer(name: str, module: nn.Module, parameters: tuple[str, ...]) ->
     fan_in, fan_out = _fans(module)
     return LayerInfo(
         name=name,
-        kind=type(module).__name__,
+        kind=class_of(module).__name__,
         role=role_of(module),
         parameters=parameters,
         activation=name_of_module(module),
@@ -142,7 +143,7 @@ def role_of(module: nn.Module) -> str:
     for kinds, role in _ROLES:
         if isinstance(module, kinds):
             return role
-    name = type(module).__name__
+    name = class_of(module).__name__
     if "Pool" in name:
         return "pooling"
     if "Norm" in name:

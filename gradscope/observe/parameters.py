@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradscope.observe.layers import role_of
+from gradscope.observe.wrappers import named_modules, whole_shapes
 from gradscope.records import OptimizerInfo, ParameterInfo
 
 # Spread and moments of the initial values are taken from so many entries at most.
@@ -23,7 +24,7 @@ def named_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[st
     first: dict[int, str] = {}
     unique: dict[str, nn.Parameter] = {}
     aliases: dict[str, tuple[str, ...]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in _every_parameter(model):
         known = first.setdefault(id(parameter), name)
         if known == name:
             unique[name] = parameter
@@ -32,11 +33,18 @@ def named_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[st
     return unique, aliases
 
 
+def _every_parameter(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    for layer, module in named_modules(model, repeated=True):
+        for own, parameter in module._parameters.items():
+            if parameter is not None:
+                yield f"{layer}.{own}" if layer else own, parameter
+
+
 def describe_parameters(
     model: nn.Module, optimizers: Sequence[Optimizer], limit: int
 ) -> tuple[ParameterInfo, ...]:
     """Return a description of every parameter; `limit` is the number of entries whose update is measured."""
-    modules = dict(model.named_modules())
+    modules, whole = dict(named_modules(model)), whole_shapes(model)
     unique, aliases = named_parameters(model)
     groups = {
         id(parameter): f"{number}.{index}"
@@ -47,12 +55,12 @@ def describe_parameters(
     described = []
     for name, parameter in unique.items():
         layer, own = _owner(name, modules)
-        shape = () if is_lazy(parameter) else tuple(parameter.shape)
+        shape = () if is_lazy(parameter) else whole.get(id(parameter), tuple(parameter.shape))
         described.append(
             ParameterInfo(
                 name=name,
                 layer=layer,
-                role=_role(modules.get(layer), own, parameter),
+                role=_role(modules.get(layer), own, len(shape), is_lazy(parameter)),
                 shape=shape,
                 dtype=str(parameter.dtype).removeprefix("torch."),
                 trained=parameter.requires_grad,
@@ -77,7 +85,7 @@ def _owner(name: str, modules: dict[str, nn.Module]) -> tuple[str, str]:
     return layer, own
 
 
-def _role(module: nn.Module | None, own: str, parameter: Tensor) -> str:
+def _role(module: nn.Module | None, own: str, axes: int, lazy: bool) -> str:
     role = role_of(module) if module is not None else "other"
     if role == "embedding":
         return "embedding"
@@ -85,9 +93,9 @@ def _role(module: nn.Module | None, own: str, parameter: Tensor) -> str:
         return "bias"
     if role == "normalization":
         return "gain"
-    if is_lazy(parameter):
+    if lazy:
         return "weight" if own == "weight" else "other"
-    return "weight" if parameter.dim() >= 2 else "other"
+    return "weight" if axes >= 2 else "other"
 
 
 @torch.no_grad()
@@ -118,10 +126,20 @@ def _unit_spread(rows: Tensor) -> float:
 
 def local_part(tensor: Tensor) -> Tensor:
     """Return this rank's shard of a distributed tensor, any other tensor as it is."""
-    if type(tensor) in (Tensor, nn.Parameter):
-        return tensor
-    local = getattr(tensor, "to_local", None)
-    return local() if local is not None else tensor
+    spread: Any = tensor
+    return spread.to_local() if is_sharded(tensor) else tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether a tensor is spread over ranks, and holds this rank's shard inside."""
+    return type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "to_local")
+
+
+@torch.no_grad()
+def mean_of_shard(parameter: Tensor) -> Tensor:
+    """Return the mean of this rank's shard: (), float64; from all ranks' the spread of the whole follows."""
+    values = local_part(parameter.detach())
+    return (torch.view_as_real(values) if values.dtype.is_complex else values).double().mean()
 
 
 def describe_optimizers(optimizers: Iterable[Optimizer], names: dict[int, str]) -> tuple[OptimizerInfo, ...]:

@@ -16,7 +16,7 @@ from gradscope.columns import PARAMETER_COLUMNS
 COLUMN = {column.name: index for index, column in enumerate(PARAMETER_COLUMNS)}
 # A norm that is recorded as a root mean square has a column here until then.
 _SCRATCH = {"second_moment_norm": len(PARAMETER_COLUMNS)}
-_SCALED = ("gradient_norm", "gradient_rms", "gradient_absmax", "clipped_gradient_norm")
+_SCALED = ("gradient_norm", "gradient_rms", "gradient_absmax")
 
 
 class Piece(NamedTuple):
@@ -33,7 +33,8 @@ class ParameterStep:
 
     counts: entries; missing: 1 where a trained parameter had no gradient; changed: rows whose gradient was
     changed (clipped) after it was read; scales: what gradients are multiplied by; repeated: whether the
-    optimizer evaluated more than once, so that the clipped gradients are not those that were read.
+    optimizer evaluated more than once, so that the clipped gradients are not those that were read. An
+    optimizer that divides by the scale itself writes the gradients that it used back: those are changed.
     """
 
     size: int
@@ -61,6 +62,8 @@ class ParameterStep:
         root = np.sqrt(table[COLUMN["count"]])
         table[COLUMN["weight_norm"]] = table[COLUMN["weight_rms"]] * root
         table[COLUMN["gradient_norm"]] = table[COLUMN["gradient_rms"]] * root
+        for row, scale in self.scales.items():
+            table[[COLUMN[name] for name in _SCALED], row] /= float(scale)
         table[COLUMN["second_moment_rms"]] = table[_SCRATCH["second_moment_norm"]] / root
         clipped = table[COLUMN["clipped_gradient_norm"]]
         if self.repeated:
@@ -68,8 +71,6 @@ class ParameterStep:
         else:
             kept = [row for row in self.counts if row not in self.changed]
             clipped[kept] = table[COLUMN["gradient_norm"], kept]
-        for row, scale in self.scales.items():
-            table[[COLUMN[name] for name in _SCALED], row] /= float(scale)
         weight, update = table[COLUMN["weight_norm"]], table[COLUMN["update_norm"]]
         np.divide(update, weight, out=table[COLUMN["update_ratio"]], where=weight > 0)
 

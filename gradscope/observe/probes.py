@@ -11,6 +11,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, is_grad_enabled, nn
+from torch.compiler import is_compiling
+
+from gradscope.observe.compiled import AVAILABLE, Window
 
 # Of these only the first tensor is the output; the rest repeats it (states) or is of another kind (weights).
 FIRST_ONLY: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
@@ -23,6 +26,7 @@ class Observer(Protocol):
 
     recording: bool
     spent: float
+    compiled: bool
     model: nn.Module
 
     def called(self, index: int, module: nn.Module, output: Any) -> None:
@@ -45,14 +49,27 @@ class Probe:
     original's run, nor need gradscope to be loaded.
     """
 
-    __slots__ = ("_first_only", "_hooks", "_index", "_observer")
+    __slots__ = ("_first_only", "_hooks", "_index", "_observer", "window")
 
-    def __init__(self, index: int, observer: Observer, first_only: bool) -> None:
-        self._index, self._observer, self._first_only = index, observer, first_only
+    def __init__(self, index: int, observer: Observer, first_only: bool, window: Window) -> None:
+        self._index, self._observer, self._first_only, self.window = index, observer, first_only, window
         self._hooks = ((-1, self.signal),)  # further hooks on the tensor are numbered from 0
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
         """Read the module's output, and ask for the gradient with respect to it."""
+        if is_compiling() and AVAILABLE:
+            self._trace(output)
+        else:
+            self._read(module, output)
+
+    def _trace(self, output: Any) -> None:
+        """Do in a compiled graph what `_read` does; which of two graphs runs depends on `recording`."""
+        if self._observer.recording:
+            tensors = [output] if isinstance(output, Tensor) else traceable_tensors(output)
+            for place, tensor in enumerate(tensors[:1] if self._first_only else tensors):
+                self.window.traced(tensor, place == 0)
+
+    def _read(self, module: nn.Module, output: Any) -> None:
         observer = self._observer
         # What runs without gradients in evaluation mode is a validation between steps.
         if not observer.recording or not (is_grad_enabled() or observer.model.training):
@@ -115,8 +132,9 @@ class Probes:
 
     def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], observer: Observer) -> None:
         self._modules = tuple(modules.values())
+        turn = torch.zeros(1)
         self._probes = tuple(
-            Probe(index, observer, isinstance(module, FIRST_ONLY))
+            Probe(index, observer, isinstance(module, FIRST_ONLY), Window(index, module, observer, turn))
             for index, module in enumerate(self._modules)
         )
         self._handles: list[Any] = []
@@ -155,6 +173,23 @@ class Probes:
         handles, self._handles = self._handles, []
         for handle in handles:
             handle.remove()
+
+
+def traceable_tensors(output: Any) -> list[Tensor]:
+    """Return what `tensors_in` yields, by means that torch.compile can trace."""
+    if isinstance(output, Tensor):
+        return [output]
+    values: list[Any] = []
+    if isinstance(output, dict):
+        values = list(output.values())
+    elif isinstance(output, (tuple, list)):
+        values = list(output)
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        values = [getattr(output, item.name, None) for item in dataclasses.fields(output)]
+    found: list[Tensor] = []
+    for value in values:
+        found += traceable_tensors(value)
+    return found
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:

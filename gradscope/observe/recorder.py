@@ -15,19 +15,37 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from gradscope.columns import LAYER_COLUMNS
 from gradscope.observe.budget import Budget
 from gradscope.observe.dataflow import Dataflow
 from gradscope.observe.flow import Flow, LayerStep
 from gradscope.observe.layers import describe_layer, watched_modules
 from gradscope.observe.packing import Parcel
-from gradscope.observe.parameters import describe_optimizers, describe_parameters, named_parameters
-from gradscope.observe.pieces import ParameterStep, norms_of_step
+from gradscope.observe.parameters import (
+    describe_optimizers,
+    describe_parameters,
+    local_part,
+    mean_of_shard,
+    named_parameters,
+)
+from gradscope.observe.pieces import ParameterStep, Piece, norms_of_step
 from gradscope.observe.probes import Probes
 from gradscope.observe.schedule import schedule_from
 from gradscope.observe.weights import ParameterProbe
+from gradscope.observe.wrappers import (
+    averaged_over,
+    class_of,
+    compiled_modules,
+    hides_parameters,
+    unwrapped,
+)
 from gradscope.records import FORMAT_VERSION, Event, RunInfo, Status, StepRecord
 from gradscope.settings import Settings
 from gradscope.summarise.host import use_threads_of_torch
+
+SIGNAL_SIZES = [
+    index for index, column in enumerate(LAYER_COLUMNS) if column.name in ("signal_rms", "signal_absmax")
+]
 
 
 class Sink(Protocol):
@@ -57,6 +75,7 @@ class _Pending:
     layers: LayerStep
     parameters: ParameterStep
     parcel: Parcel
+    loss_scale: float | Tensor
 
 
 class Recorder:
@@ -65,6 +84,10 @@ class Recorder:
     A front door calls `start`, then for each optimizer step `begin_step`, `before_update` (for each
     optimizer, when its gradients are ready) and `end_step`; at last `stop`. None of these raises: a failure
     of the recorder itself is said once and noted as an event, then it observes no more and training goes on.
+
+    In distributed training every rank has a recorder and a sink of its own; recorders never communicate.
+    model: with its wrappers (DDP, FSDP, torch.compile), which tell how gradients are averaged; names are
+    those without wrappers.
     """
 
     def __init__(
@@ -109,8 +132,10 @@ class Recorder:
                     stacklevel=2,
                 )
             self._parameters, _ = named_parameters(self._model)
+            self._averaged = averaged_over(self._model)
             self._lazy = any(is_lazy(parameter) for parameter in self._parameters.values())
             self.info = self._describe()
+            self._shards = self._sharded()
             self._flow = Flow(
                 self._model, self._modules, self.info.layers, self.settings.dead_window, self.failed
             )
@@ -118,6 +143,8 @@ class Recorder:
             self._probes = Probes(self._model, self._modules, self._flow)
             self._sink.begin(self.info)
             self._ended = perf_counter()
+            if hides_parameters(self._model):
+                self.event("not-observable", "FSDP hides the parameters; wrap with use_orig_params=True")
 
     def begin_step(self) -> bool:
         """Start observing if the coming step is to be recorded; return whether it is."""
@@ -125,17 +152,24 @@ class Recorder:
         if not self.alive or probes is None:
             return False
         if not (self._scheduled(self.step) and self._budget.affords()):
-            probes.detach()
+            if self._flow.compiled:  # a graph that is compiled without the probes would be used for ever
+                probes.attach()
+            else:
+                probes.detach()
             return False
         with _guard(self):
             self._started = perf_counter()
             self._rates: dict[str, float | Tensor] = {}
+            self._means: list[Piece] = []
             self._flow.forget()
             self._weights.forget()
             probes.attach()
             if not self._recorded and self._flow.dataflow is None:
                 self._flow.dataflow = Dataflow()
-                self._flow.dataflow.attach(probes.watchable())
+                compiled = compiled_modules(self._model)
+                self._flow.dataflow.attach(
+                    (index, module) for index, module in probes.watchable() if id(module) not in compiled
+                )
             use_threads_of_torch()
             self._flow.recording = True
             self.spent = perf_counter() - self._started
@@ -158,6 +192,11 @@ class Recorder:
                 if self._lazy:
                     self._lazy, self.info = False, self._describe_again()
                 self._weights.before_update(optimizer, scale)
+                if self._shards and not self._means:
+                    self._means = [
+                        Piece(("weight_mean",), [row], mean_of_shard(item).view(1, 1))
+                        for row, item in self._shards
+                    ]
             self.spent += perf_counter() - started
 
     def has_read(self, optimizer: Optimizer) -> bool:
@@ -172,13 +211,16 @@ class Recorder:
                 self._weights.after_update([optimizer])
             self.spent += perf_counter() - started
 
-    def end_step(self, facts: Mapping[str, float | Tensor]) -> None:
-        """Finish the step: measure updates, and hand the record to the sink when its values are here."""
+    def end_step(self, facts: Mapping[str, float | Tensor], loss_scale: float | Tensor = 1.0) -> None:
+        """Finish the step: measure updates, and hand the record to the sink when its values are here.
+
+        loss_scale: by what the loss was multiplied before its backward pass; signals are divided by it.
+        """
         started, own = perf_counter(), None
         if self.recording:
             self._flow.recording = False
             with _guard(self):
-                self._take(facts, started)
+                self._take(facts, loss_scale, started)
                 if self._probes is not None and self._probes.delicate:
                     self._probes.detach()
                 own = self.spent + self._flow.spent + perf_counter() - started
@@ -187,9 +229,10 @@ class Recorder:
         self._ended = now
         self.step += 1
 
-    def _take(self, facts: Mapping[str, float | Tensor], started: float) -> None:
+    def _take(self, facts: Mapping[str, float | Tensor], loss_scale: float | Tensor, started: float) -> None:
         self._weights.after_update(self._optimizers)
         parameters = self._weights.take()
+        parameters.pieces += self._means
         layers = self._flow.take()
         if self._flow.news:
             self._learn()
@@ -202,7 +245,7 @@ class Recorder:
             "overhead_seconds": self.spent + self._flow.spent + now - started,
         }
         self._pending = _Pending(
-            {"step": self.step, **self._rates, **facts, **timing}, layers, parameters, parcel
+            {"step": self.step, **self._rates, **facts, **timing}, layers, parameters, parcel, loss_scale
         )
         if parcel.here:
             self._deliver()
@@ -215,6 +258,7 @@ class Recorder:
         arrays = pending.parcel.open()
         split = len(pending.layers.tensors())
         layers = self._flow.table(pending.layers, arrays[:split])
+        layers[:, SIGNAL_SIZES] /= float(pending.loss_scale) * self._averaged
         parameters = pending.parameters.table(arrays[split:])
         facts = {name: float(value) for name, value in pending.facts.items()}
         self._sink.append(StepRecord({**norms_of_step(parameters), **facts}, layers, parameters))
@@ -277,10 +321,11 @@ class Recorder:
         owned: dict[str, list[str]] = {}
         for parameter in parameters:
             owned.setdefault(parameter.layer, []).append(parameter.name)
-        kind = type(self._model)
+        kind = class_of(unwrapped(self._model))
         return RunInfo(
             format_version=FORMAT_VERSION,
             model=f"{kind.__module__}.{kind.__qualname__}",
+            ranks=int(self._training.get("world_size", 1)),
             started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             versions={"python": platform.python_version(), "torch": torch.__version__, **self._versions},
             settings=self.settings.as_dict(),
@@ -292,6 +337,15 @@ class Recorder:
             ),
             parameters=parameters,
         )
+
+    def _sharded(self) -> list[tuple[int, nn.Parameter]]:
+        """Return the parameters of which this rank has a part, with their places in the table."""
+        whole = {parameter.name: parameter.size for parameter in self.info.parameters}
+        return [
+            (row, parameter)
+            for row, (name, parameter) in enumerate(self._parameters.items())
+            if not is_lazy(parameter) and 0 < local_part(parameter).numel() < whole[name]
+        ]
 
     def _describe_again(self) -> RunInfo:
         """Describe the parameters that lazy modules have made by now, before their first update."""
@@ -315,9 +369,22 @@ class Recorder:
         self._sink.update(self.info)
 
     def _say_what_never_fired(self) -> None:
+        silent = all(layer.depth < 0 for layer in self._flow.layers)
+        if self._flow.compiled:
+            self.event(
+                "not-observable", "the model is compiled: which layers feed which, and functions, don't show"
+            )
+        elif silent and self._flow.layers:
+            self.event(
+                "not-observable",
+                "no layer showed anything, so only parameters are recorded; a compiled model must not run "
+                "before watching begins, and a copy of the model is not the model",
+            )
         for index, layer in enumerate(self._flow.layers):
             if layer.depth < 0:
                 reason = "did not run in the first recorded step"
+                if silent or id(self._modules[layer.name]) in compiled_modules(self._model):
+                    reason += ", or was compiled before watching began"
                 self._flow.layers[index] = replace(layer, not_observable=reason)
                 self.event("never-fired", f"{layer.name} ({layer.kind}) {reason}", layer=layer.name)
 

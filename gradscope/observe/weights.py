@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from gradscope.observe.host_parameters import HostReader
 from gradscope.observe.moments import moments_of
-from gradscope.observe.parameters import local_part
+from gradscope.observe.parameters import is_sharded, local_part
 from gradscope.observe.pieces import ParameterStep, Piece
 from gradscope.observe.samples import Samples
 from gradscope.observe.shelves import ShelfReader
@@ -59,6 +59,8 @@ class _Plan:
     ) -> list[Piece]:
         """Return the norms of tensors shaped like the parameters at their places, and shares below floors."""
         pieces: list[Piece] = []
+        if not self.plain:
+            tensors = {place: local_part(tensor) for place, tensor in tensors.items()}
         for group in self.groups:
             chosen = group.chosen(tensors)
             if chosen:
@@ -194,7 +196,10 @@ class ParameterProbe:
             self._step.pieces += group.reader.after(group.members(values))
 
     def _read_clipped(self, opened: _Opened) -> None:
-        """Read the gradients that have changed since; those that haven't were not clipped."""
+        """Read the gradients that have changed since; those that haven't were not clipped.
+
+        A sharded tensor's version doesn't count its changes in place.
+        """
         plan, now = opened.plan, [parameter.grad for parameter in opened.plan.parameters]
         changed = {
             place: gradient
@@ -203,7 +208,7 @@ class ParameterProbe:
             )
             if gradient is not None
             and before is not None
-            and (gradient is not before or gradient._version != version)
+            and (gradient is not before or is_sharded(gradient) or gradient._version != version)
         }
         self._step.changed.update(plan.rows[place] for place in changed)
         self._step.pieces += plan.norms("clipped_gradient_norm", changed)

@@ -11,23 +11,28 @@ from gradscope.columns import Column
 Values = Mapping[str, np.ndarray]
 
 
-def merge_groups(columns: Mapping[str, Column], values: Values, starts: np.ndarray) -> dict[str, np.ndarray]:
+def merge_groups(
+    columns: Mapping[str, Column], values: Values, starts: np.ndarray, sizes: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Merge rows into groups by each column's declared rule; undeclared columns keep the first value.
 
-    Rows of a group are adjacent and `starts` holds the index of each group's first. A missing value (NaN)
+    Rows of a group are adjacent and `starts` holds the index of each group's first. sizes: entries of each
+    group's whole parameter, 0 if unknown; what ranks hold of it are shards or copies. A missing value (NaN)
     doesn't contribute; it makes the merged value missing where its rank saw non-finite entries instead.
     """
-    with np.errstate(invalid="ignore", over="ignore"):
-        return {name: _merge(name, columns.get(name), values, starts) for name in values}
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        return {name: _merge(name, columns.get(name), values, starts, sizes) for name in values}
 
 
-def _merge(name: str, column: Column | None, values: Values, starts: np.ndarray) -> np.ndarray:
+def _merge(
+    name: str, column: Column | None, values: Values, starts: np.ndarray, sizes: np.ndarray | None
+) -> np.ndarray:
     x = values[name]
     rule = column.merge if column else "first"
     if rule == "sum":
-        return np.where(
-            _any(~np.isnan(x), starts), np.add.reduceat(np.nan_to_num(x, nan=0.0), starts), np.nan
-        )
+        return _sum(x, starts)
+    if rule == "extent":
+        return _extent(x, starts, sizes)
     weights = values.get(column.weight) if column and column.weight else None
     if rule == "first":
         merged = _first(x, starts)
@@ -39,9 +44,43 @@ def _merge(name: str, column: Column | None, values: Values, starts: np.ndarray)
         merged = _mean(x, weights, starts)
     elif rule == "root-mean-square":
         merged = _root_mean_square(x, weights, starts)
+    elif rule == "norm":
+        merged = _norm(x, weights, starts, sizes)
+    elif rule == "ratio":
+        counts = values.get("count")
+        above, below = values[name.replace("_ratio", "_norm")], x if weights is None else weights
+        base = _norm(below, counts, starts, sizes)
+        merged = np.where(base > 0, _norm(above, counts, starts, sizes) / base, np.nan)
     else:
-        merged = _spread(x, values[name.replace("_std", "_mean")], weights, starts)
+        merged = _spread(x, values.get(name.replace("_std", "_mean")), weights, starts)
     return np.where(_any(_poisoned(name, values), starts), np.nan, merged)
+
+
+def _sum(x: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    total: np.ndarray = np.add.reduceat(np.nan_to_num(x, nan=0.0), starts)
+    return np.where(_any(~np.isnan(x), starts), total, np.nan)
+
+
+def _extent(counts: np.ndarray, starts: np.ndarray, sizes: np.ndarray | None) -> np.ndarray:
+    """Return how many entries of a parameter the ranks hold together, copies counted once."""
+    total, most = _sum(counts, starts), np.fmax.reduceat(counts, starts)
+    whole = most if sizes is None else np.fmax(sizes, most)
+    extent: np.ndarray = np.minimum(total, whole)
+    return extent
+
+
+def _norm(
+    x: np.ndarray, counts: np.ndarray | None, starts: np.ndarray, sizes: np.ndarray | None
+) -> np.ndarray:
+    """Return the norm of whole parameters from those of what the ranks hold of them, shards or copies.
+
+    The root mean square over everything that was held is that of the parameter, however often it is held.
+    """
+    if counts is None:
+        return _first(x, starts)
+    rms = _root_mean_square(x / np.sqrt(counts), counts, starts)
+    norm: np.ndarray = rms * np.sqrt(_extent(counts, starts, sizes))
+    return norm
 
 
 def _poisoned(name: str, values: Values) -> np.ndarray:
@@ -83,9 +122,14 @@ def _root_mean_square(x: np.ndarray, weights: np.ndarray | None, starts: np.ndar
     return result
 
 
-def _spread(x: np.ndarray, mean: np.ndarray, weights: np.ndarray | None, starts: np.ndarray) -> np.ndarray:
-    """Return the standard deviation about the merged mean (Chan, Golub & LeVeque, 1983)."""
-    known = np.where(np.isnan(x), np.nan, mean)
+def _spread(
+    x: np.ndarray, mean: np.ndarray | None, weights: np.ndarray | None, starts: np.ndarray
+) -> np.ndarray:
+    """Return the standard deviation about the merged mean (Chan, Golub & LeVeque, 1983).
+
+    Where no mean is known all are the same: those of copies.
+    """
+    known = np.where(np.isnan(x), np.nan, 0.0 if mean is None else np.nan_to_num(mean, nan=0.0))
     distance = known - _spread_out(_mean(known, weights, starts), starts, len(x))
     return _root_mean_square(np.hypot(x, distance), weights, starts)
 

@@ -11,7 +11,7 @@ from gradscope.records import FORMAT_VERSION, Event, Run, RunInfo
 from gradscope.store.documents import DocumentError, format_version, load_event, load_info
 from gradscope.store.parts import Part, read_parts
 from gradscope.store.schema import LAYERS, PARAMETERS, STEPS, rank_of_events
-from gradscope.store.tables import Restarts, assemble, restarts, with_all_steps
+from gradscope.store.tables import Restarts, assemble, restarts, with_all_steps, with_whole_norms
 
 
 def read_run(path: Path | str) -> Run:
@@ -23,9 +23,14 @@ def read_run(path: Path | str) -> Run:
     info = read_info(path)
     parts, problems = read_parts(path)
     cut = restarts(parts, info.ranks)
-    layer_statistics = assemble(LAYERS, parts, cut, [layer.name for layer in info.layers])
-    parameter_statistics = assemble(PARAMETERS, parts, cut, [item.name for item in info.parameters])
-    steps = with_all_steps(assemble(STEPS, parts, cut, []), (layer_statistics, parameter_statistics))
+    layer_statistics = assemble(LAYERS, parts, cut, {layer.name: 0 for layer in info.layers})
+    parameter_statistics = assemble(
+        PARAMETERS, parts, cut, {item.name: item.size for item in info.parameters}
+    )
+    steps = assemble(STEPS, parts, cut)
+    if any(part.name.rank for part in parts):
+        steps = with_whole_norms(steps, parameter_statistics)
+    steps = with_all_steps(steps, (layer_statistics, parameter_statistics))
     events, damaged = _read_events(path, cut)
     said = (*problems, *damaged, *_rank_problems(info, parts))
     return Run(path, info, steps, layer_statistics, parameter_statistics, events, said)

@@ -44,8 +44,14 @@ def restarts(parts: Sequence[Part], ranks: int) -> Restarts:
     return Restarts(first, ranks)
 
 
-def assemble(table: Table, parts: Sequence[Part], cut: Restarts, names: Sequence[str]) -> pd.DataFrame:
-    """Return one table of the run; rows sorted by step and in the order of names."""
+def assemble(
+    table: Table, parts: Sequence[Part], cut: Restarts, sizes: Mapping[str, int] | None = None
+) -> pd.DataFrame:
+    """Return one table of the run; rows sorted by step and in the order of names.
+
+    sizes: the names, and of parameters how many entries each has.
+    """
+    names, sizes = list(sizes or ()), sizes or {}
     pieces = [(part, part.rows[table.name]) for part in parts if table.name in part.rows]
     order = list(dict.fromkeys([*names, *(name for _, rows in pieces for name in rows.names)]))
     columns = _columns(table, [rows for _, rows in pieces])
@@ -58,13 +64,42 @@ def assemble(table: Table, parts: Sequence[Part], cut: Restarts, names: Sequence
     )
     values = {name: _concatenate([_column(rows, name) for rows in kept], np.float64) for name in columns}
     if not _is_sorted(step, codes):
-        step, codes, values = _merged(table, step, codes, ranks, values)
+        extents = np.array([sizes.get(name, 0) for name in order], np.float64)
+        step, codes, values = _merged(table, step, codes, ranks, values, extents)
     key = (
         {}
         if table.key is None
         else {table.key: pd.Categorical.from_codes(codes, pd.Index(order, dtype=object))}
     )
     return pd.DataFrame({"step": step, **key, **values}, copy=False)
+
+
+def with_whole_norms(steps: pd.DataFrame, parameters: pd.DataFrame) -> pd.DataFrame:
+    """Replace the norms over all gradients by those of all shards together; a rank knows only its own."""
+    if not len(parameters):
+        return steps
+    places = pd.Index(steps["step"]).get_indexer(pd.Index(parameters["step"]))
+    broken = _per_step(places, parameters["gradient_nonfinite"].to_numpy(), len(steps)) > 0
+    whole = {}
+    for name, column in (("grad_norm", "gradient_norm"), ("clipped_grad_norm", "clipped_gradient_norm")):
+        square = _per_step(places, np.square(parameters[column].to_numpy()), len(steps))
+        known = steps[name].notna().to_numpy() & ~np.isnan(square) & ~broken
+        whole[name] = np.where(known, np.sqrt(square), np.nan)
+    whole["clip_coefficient"] = np.divide(
+        whole["clipped_grad_norm"],
+        whole["grad_norm"],
+        out=np.full(len(steps), np.nan),
+        where=whole["grad_norm"] > 0,
+    )
+    return steps.assign(**whole)
+
+
+def _per_step(places: np.ndarray, values: np.ndarray, steps: int) -> np.ndarray:
+    """Return the sum of the values that each step has, NaN where it has none."""
+    known = ~np.isnan(values) & (places >= 0)
+    counts = np.bincount(places[known], minlength=steps)
+    total: np.ndarray = np.bincount(places[known], values[known], steps)
+    return np.where(counts > 0, total, np.nan)
 
 
 def with_all_steps(steps: pd.DataFrame, others: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -117,7 +152,12 @@ def _is_sorted(step: np.ndarray, codes: np.ndarray) -> bool:
 
 
 def _merged(
-    table: Table, step: np.ndarray, codes: np.ndarray, ranks: np.ndarray, values: dict[str, np.ndarray]
+    table: Table,
+    step: np.ndarray,
+    codes: np.ndarray,
+    ranks: np.ndarray,
+    values: dict[str, np.ndarray],
+    extents: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Sort the rows, keep the last of what one rank wrote twice, and merge what several ranks wrote."""
     order = np.lexsort((ranks, codes, step))
@@ -128,5 +168,6 @@ def _merged(
     sorted_values = {name: column[order] for name, column in values.items()}
     if len(starts) < len(order):
         declared = {column.name: column for column in table.columns}
-        sorted_values = merge_groups(declared, sorted_values, starts)
+        sizes = extents[keys[1, starts]] if len(extents) else None
+        sorted_values = merge_groups(declared, sorted_values, starts, sizes)
     return keys[0, starts], keys[1, starts].astype(np.int32), sorted_values

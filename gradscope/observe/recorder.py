@@ -375,8 +375,8 @@ class Recorder:
         elif silent and self._flow.layers:
             self.event(
                 "not-observable",
-                "no layer showed anything, so only parameters are recorded; a compiled model must not run "
-                "before watching begins, and a copy of the model is not the model",
+                "no layer showed anything, so only parameters are recorded; neither a compiled model nor "
+                "another of its class may run before watching begins, and a copy is not the model",
             )
         for index, layer in enumerate(self._flow.layers):
             if layer.depth < 0:

@@ -77,7 +77,7 @@ class Watch:
     ) -> None:
         self._model, self._optimizers = model, optimizers
         self._run_dir, self._settings, self._verbose = run_dir, settings, verbose
-        self._scaler, self._scale = scaler, scale_of(scaler)
+        self._scaler = scaler
         self._recorder: Recorder | None = None
         self._handles: list[Any] = []
         self._updates = 0
@@ -99,6 +99,7 @@ class Watch:
 
     def _begin_step(self) -> None:
         self._read: set[int] = set()
+        self._scale = scale_of(self._scaler)
         if self._recorder is not None:
             self._recorder.begin_step()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -11,13 +12,17 @@ from torch.optim import Optimizer
 def scale_of(scaler: Any) -> Tensor | None:
     """Return a scaler's present loss scale, still on its device; None without one."""
     scale = getattr(scaler, "_scale", None)
-    return scale.detach().clone() if isinstance(scale, Tensor) else None
+    if isinstance(scale, Tensor):
+        return scale.detach().clone()
+    # A scaler that has not scaled a loss yet has no tensor, only what it will begin with.
+    first = getattr(scaler, "_init_scale", None)
+    return torch.tensor(float(first)) if first is not None and scaler.is_enabled() else None
 
 
 def was_skipped(before: Tensor | None, scaler: Any) -> Tensor | float:
     """Return 1 if the scaler skipped the update, which it shows by a lower scale afterwards; else 0."""
     after = scale_of(scaler)
-    return (after < before).double() if before is not None and after is not None else 0.0
+    return (after < before.to(after.device)).double() if before is not None and after is not None else 0.0
 
 
 def unscales_itself(optimizer: Optimizer) -> bool:

@@ -41,6 +41,7 @@ class Observer(Protocol):
 class Window:
     """Where a compiled graph shows a layer's outputs and gradients; it knows the window by a number.
 
+    The number is in a tensor, an input of the graph: a constant would have every training compile anew.
     turn: a tensor that each look says it changes, so that compilers neither drop looks nor reorder them.
     """
 
@@ -48,8 +49,9 @@ class Window:
 
     def __init__(self, index: int, module: nn.Module, observer: Observer, turn: Tensor) -> None:
         self._index, self._module, self._observer = index, weakref.ref(module), observer
-        self.number, self.turn = next(_numbers), turn
-        _windows[self.number] = self
+        number = next(_numbers)
+        self.number, self.turn = torch.tensor([number]), turn
+        _windows[number] = self
 
     def traced(self, tensor: Tensor, first: bool) -> None:
         """Put looks at an output and its gradient into the graph that is being traced."""
@@ -84,9 +86,9 @@ _numbers = count()
 _windows: weakref.WeakValueDictionary[int, Window] = weakref.WeakValueDictionary()
 
 
-def look(tensor: Tensor, turn: Tensor, number: int, kind: int) -> None:
+def look(tensor: Tensor, turn: Tensor, number: Tensor, kind: int) -> None:
     """Show a tensor through a window, which may be gone by now."""
-    window = _windows.get(number)
+    window = _windows.get(int(number))
     if window is not None:
         window.show(tensor, kind)
 
@@ -99,13 +101,13 @@ def _as_operation() -> bool:
     if not hasattr(torch.library, "register_fake"):
         return False
     name = "gradscope::look"
-    torch.library.define(name, "(Tensor tensor, Tensor(a!) turn, int number, int kind) -> ()")
+    torch.library.define(name, "(Tensor tensor, Tensor(a!) turn, Tensor number, int kind) -> ()")
     torch.library.impl(name, "CompositeExplicitAutograd", look)
     torch.library.register_fake(name, _look_at_nothing)
     return True
 
 
-def _look_at_nothing(tensor: Tensor, turn: Tensor, number: int, kind: int) -> None:
+def _look_at_nothing(tensor: Tensor, turn: Tensor, number: Tensor, kind: int) -> None:
     return None
 
 

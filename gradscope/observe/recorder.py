@@ -10,12 +10,14 @@ from datetime import datetime, timezone
 from time import perf_counter
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from gradscope.columns import LAYER_COLUMNS
+from gradscope.columns import LAYER_COLUMNS, PARAMETER_COLUMNS
 from gradscope.observe.budget import Budget
 from gradscope.observe.dataflow import Dataflow
 from gradscope.observe.flow import Flow, LayerStep
@@ -44,8 +46,11 @@ from gradscope.settings import Settings
 from gradscope.summarise.host import use_threads_of_torch
 
 SIGNAL_SIZES = [
-    index for index, column in enumerate(LAYER_COLUMNS) if column.name in ("signal_rms", "signal_absmax")
+    place for place, column in enumerate(LAYER_COLUMNS) if column.name in ("signal_rms", "signal_absmax")
 ]
+GRADIENT_MISSING, UPDATE_NORM = (
+    [column.name for column in PARAMETER_COLUMNS].index(name) for name in ("gradient_missing", "update_norm")
+)
 
 
 class Sink(Protocol):
@@ -112,7 +117,7 @@ class Recorder:
         self._probes: Probes | None = None
         self._pending: _Pending | None = None
         self._recorded = 0
-        self._never_fired: set[int] = set()
+        self._hidden = False
 
     @property
     def recording(self) -> bool:
@@ -260,8 +265,21 @@ class Recorder:
         layers = self._flow.table(pending.layers, arrays[:split])
         layers[:, SIGNAL_SIZES] /= float(pending.loss_scale) * self._averaged
         parameters = pending.parameters.table(arrays[split:])
+        self._say_what_is_hidden(parameters)
         facts = {name: float(value) for name, value in pending.facts.items()}
         self._sink.append(StepRecord({**norms_of_step(parameters), **facts}, layers, parameters))
+
+    def _say_what_is_hidden(self, parameters: NDArray[np.float64]) -> None:
+        """Tell gradients that something (DeepSpeed) hides from those that are missing: the weights change."""
+        missing = parameters[:, GRADIENT_MISSING]
+        known = missing[~np.isnan(missing)]
+        if len(known) and known.all() and np.nansum(parameters[:, UPDATE_NORM]) > 0:
+            missing[:] = np.nan
+            if not self._hidden:
+                self.event(
+                    "not-observable", "weights change though no gradient shows: the strategy hides them"
+                )
+            self._hidden = True
 
     def stop(self, status: Status, exception: str = "") -> None:
         """Take the probes off and end the run; harmless when repeated."""
@@ -377,8 +395,8 @@ class Recorder:
         elif silent and self._flow.layers:
             self.event(
                 "not-observable",
-                "no layer showed anything, so only parameters are recorded; a compiled model must not run "
-                "before watching begins, and a copy of the model is not the model",
+                "no layer showed anything, so only parameters are recorded; neither a compiled model nor "
+                "another of its class may run before watching begins, and a copy is not the model",
             )
         for index, layer in enumerate(self._flow.layers):
             if layer.depth < 0:

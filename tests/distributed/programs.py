@@ -74,6 +74,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "ddp": DistributedDataParallel,
     "fsdp1": flattened,
     "fsdp2": sharded,
+    "compiled": lambda model: torch.compile(DistributedDataParallel(model), backend="aot_eager"),
 }
 
 
@@ -92,6 +93,7 @@ def train(
     after: Callable[[int], None] = lambda step: None,
 ) -> Counter[str]:
     """Train a few steps, watched if a run is given; return the collectives that it took."""
+    torch._dynamo.reset()
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     scope = gradscope.watch(model, optimizer, run, every_n_steps=1, verbose=False)
     with scope if run else _nothing() as watched, profile(activities=[ProfilerActivity.CPU]) as profiler:

@@ -140,6 +140,20 @@ def test_a_model_that_ran_before_it_was_watched_is_said_not_to_be_observable() -
     assert sink.parameter("0.weight", "gradient_norm") > 0
 
 
+def test_a_second_training_in_the_same_process_is_recorded_and_compiles_nothing() -> None:
+    def fit() -> MemorySink:
+        model = mlp()
+        compiled, x = torch.compile(model, backend="eager"), torch.randn(5, 4)
+        return record(model, lambda m: compiled(x).sum(), steps=3)
+
+    fit()
+    graphs = counters["stats"]["unique_graphs"]
+    sink = fit()
+    assert not sink.events[1:]
+    assert sink.layer("4", "signal_rms") == pytest.approx(1.0)
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
 def test_what_a_compiled_model_does_not_show_is_said() -> None:
     compiled = torch.compile(mlp(), backend="eager")
     sink = record(compiled, lambda m: m(torch.randn(5, 4)).sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from gradscope.records import LayerInfo, ParameterInfo, Run
 
 PASSED_THROUGH = ("normalization", "dropout", "shape", "pooling")
+RESHAPING = ("Squeeze", "Unsqueeze", "View", "UnsafeView", "Reshape", "Expand", "T", "Transpose", "Permute")
 WEIGHTED = ("linear", "convolution", "recurrent", "attention")
 
 
@@ -90,6 +93,17 @@ def _reuses(run: Run) -> dict[tuple[str, str], list[str]]:
                 found.setdefault((before.name, shared), []).append(layer.name)
         before = before if layer.name in again else layer
     return found
+
+
+def operations(functions: Iterable[object]) -> list[str]:
+    """Return the names of autograd functions without their "Backward0" or "Backward1"."""
+    return [re.sub(r"Backward\d+$", "", str(name)) for name in functions]
+
+
+def passes_as_is(source: LayerInfo, layer: LayerInfo) -> bool:
+    """Say whether a layer takes another's output with nothing but a change of shape between them."""
+    activated = source.activation is not None and source.role != "activation"
+    return not activated and all(name in RESHAPING for name in operations(layer.functions))
 
 
 def joined_after(run: Run, layer: LayerInfo) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.diagnose.architecture import output_layers
-from gradscope.diagnose.series import column, median
+from gradscope.diagnose.series import Stretch, column, median, steps_of
 from gradscope.diagnose.squared_error import squared_error
 from gradscope.records import Run, Severity
 from gradscope.settings import Settings
@@ -96,6 +96,29 @@ def severity(found: Outcome, ongoing: bool = True) -> Severity:
     return "critical" if found.progress == "stuck" else "warning"
 
 
+def prevails(stretch: Stretch, run: Run, settings: Settings) -> bool:
+    """Say whether what held for a stretch of steps mattered to the run.
+
+    It still goes on, or took more than a third of the run, or more than a third of a standstill of the loss
+    that itself took more than a third of the run.
+    """
+    length, all_steps = stretch.last_step - stretch.first_step, int(steps_of(run)[-1])
+    if stretch.ongoing or 3 * length > all_steps:
+        return True
+    still = _standstill(run, settings)
+    return 3 * still > all_steps and 3 * (min(stretch.last_step, still) - stretch.first_step) > still
+
+
+def _standstill(run: Run, settings: Settings) -> int:
+    """Return the first step at which the loss has made a tenth of the way to its lowest level."""
+    losses = column(run, "loss")
+    window = min(5, len(losses))
+    smooth = np.nanmedian(np.lib.stride_tricks.sliding_window_view(losses, window), axis=-1)
+    level = smooth[0] - settings.stuck_share * (smooth[0] - np.nanmin(smooth))
+    below = np.flatnonzero(smooth < level)
+    return int(steps_of(run)[below[0]]) if len(below) else int(steps_of(run)[-1])
+
+
 def _levels(losses: NDArray[np.float64]) -> tuple[float, float, float]:
     few = max(1, min(5, len(losses) // 10))
     tail = max(5, len(losses) // 10)
@@ -110,13 +133,21 @@ def _progress(
     if len(run.info.optimizers) > 1:
         return "unknown"
     if math.isfinite(chance):
-        if min(initial, final) < 0.25 * chance:  # also a network that was trained before
+        if min(initial, final) < 0.25 * chance:
             return "trains"
         if final > settings.chance_share * chance:
             return "stuck"
+        if _knew(run, chance, settings) and improvement > -settings.stuck_share:
+            return "trains"
     if improvement >= settings.improved_share:
         return "trains"
     return "slow" if improvement >= settings.stuck_share else "stuck"
+
+
+def _knew(run: Run, chance: float, settings: Settings) -> bool:
+    """Say whether a network was trained before: its first loss, before any update, is below a guess's."""
+    first = float(column(run, "loss")[0]) if len(run.steps) else math.nan
+    return int(run.steps["step"].iloc[0]) == 0 and first < settings.known_share * chance
 
 
 def _chance(run: Run) -> float:
@@ -142,7 +173,8 @@ def _factor(run: Run, classes: int) -> float:
     the root mean square sqrt((1 - 1 / C) / C), and the loss is log C; a factor multiplies both.
     """
     name = str(run.info.loss["inputs"][0])
-    if not len(run.steps) or name not in {layer.name for layer in run.layers}:
+    several = len(run.info.loss["inputs"]) > 1  # such as experts, each of which sees some of the samples
+    if several or not len(run.steps) or name not in {layer.name for layer in run.layers}:
         return 1.0
     rows = float(run.layer_table("signal_count")[name].iloc[0]) / classes
     error = math.sqrt((1 - 1 / classes) / classes)

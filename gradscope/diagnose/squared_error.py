@@ -8,15 +8,14 @@ The gradient of the output's bias gives the part of the residuals that all sampl
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 import numpy as np
 
+from gradscope.diagnose.architecture import RESHAPING, operations
 from gradscope.diagnose.series import Array, column, median
 from gradscope.records import LayerInfo, Run
 
-RESHAPING = ("Squeeze", "Unsqueeze", "View", "UnsafeView", "Reshape", "Expand", "T", "Transpose", "Permute")
 MEAN_OF_SQUARES = (("Mean", "Pow", "Sub"), ("Mean", "Pow", "Rsub"), ("Sum", "Pow", "Sub"))
 
 
@@ -40,7 +39,7 @@ class SquaredError:
 
 def squared_error(run: Run) -> SquaredError | None:
     """Return what the loss tells of the residuals, None if it is no plain squared error."""
-    functions = [re.sub(r"Backward\d+$", "", str(name)) for name in run.info.loss.get("functions", ())]
+    functions = operations(run.info.loss.get("functions", ()))
     inputs = [str(name) for name in run.info.loss.get("inputs", ())]
     layers = {layer.name: layer for layer in run.layers}
     if not _is_squared_error(functions) or len(inputs) != 1 or inputs[0] not in layers:

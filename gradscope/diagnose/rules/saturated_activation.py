@@ -89,7 +89,7 @@ def _matters(run: Run, name: str, stretch: Stretch, loss: Outcome, settings: Set
     """Say whether saturation lasted, and, if the loss falls all the same, whether it blocks the gradient."""
     if not prevails(stretch, run, settings):
         return False
-    return loss.progress == "stuck" or not _passed(run, name, stretch.rows) > settings.passed_share
+    return loss.progress == "stuck" or _passed(run, name, stretch.rows) < settings.passed_share
 
 
 def _passed(run: Run, name: str, rows: slice) -> float:

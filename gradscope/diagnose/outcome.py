@@ -9,12 +9,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.diagnose.architecture import output_layers
+from gradscope.diagnose.architecture import operations, output_layers
 from gradscope.diagnose.series import Stretch, column, median, steps_of
 from gradscope.diagnose.squared_error import squared_error
 from gradscope.records import Run, Severity
 from gradscope.settings import Settings
 
+PRODUCTS = {"Mm", "Addmm", "Bmm", "Baddbmm", "Mv", "Dot", "Cdist", "CosineSimilarity", "Cat", "Stack"}
 Progress = Literal["trains", "slow", "stuck", "unknown"]
 
 
@@ -155,8 +156,9 @@ def _chance(run: Run) -> float:
     functions = " ".join(str(name) for name in run.info.loss.get("functions", ()))
     if "BinaryCrossEntropy" in functions:
         return math.log(2)
-    if "NllLoss" not in functions and "CrossEntropy" not in functions:
-        return math.nan
+    products = PRODUCTS.intersection(operations(run.info.loss["functions"]) if functions else ())
+    if products or ("NllLoss" not in functions and "CrossEntropy" not in functions):
+        return math.nan  # behind a product, as of contrasted samples, the layer's width isn't the classes'
     classes = [_classes(run, name) for name in run.info.loss.get("inputs", ())]
     classes = [number for number in classes if number > 1]
     if not classes:

@@ -42,7 +42,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     require_steps(run, settings.patience)
     few = [layer for layer in layers if _values(run, layer) <= 2]
     stretches = {layer.name: _flat(run, layer, settings) for layer in layers if layer not in few}
-    found = [layer for layer in layers if stretches.get(layer.name, True)]
+    flat = [layer for layer in layers if stretches.get(layer.name)]
+    found = few + flat[: 0 if few else 1]  # what comes after a constant is constant too
     if not found:
         return None
     loss, first = outcome(run, settings), int(steps_of(run)[0])

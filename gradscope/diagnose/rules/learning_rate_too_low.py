@@ -57,7 +57,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     tiny = level < settings.update_ratio_low and highest < 10 * settings.update_ratio_low
     ended = run.info.status != "running" and steps >= FEWEST_STEPS
     still = ended and max(level, highest / 10) * steps < MOVED[loss.progress]
-    if not (tiny and loss.progress != "unknown") and not still:
+    require(still or loss.progress != "unknown", "whether the loss improves can't be judged")
+    if not (tiny or still):
         return None
     return Finding(
         NAME,

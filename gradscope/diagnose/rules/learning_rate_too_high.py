@@ -3,15 +3,16 @@
 What it finds
 The loss does not improve, and the typical weight changes by more than half of its size in a step, or by
 more than 3 % to the run's end, or by more than 3 % in several steps while the loss jumps to twice its
-start.
+start. Where the loss needn't fall, as in adversarial training: steps that change the typical weight by more
+than its own size.
 
 Why it hurts
 The step overshoots every valley; units die or saturate, and the loss oscillates, stays at a plateau or
 diverges.
 
 What it is not
-Large updates of a network that trains well, of tiny or zero-initialised parameters, or of a warm-up's
-first steps.
+Large updates of a network that trains well, of single weights or zero-initialised parameters, or of a
+warm-up's first steps; large updates under which the loss falls a little and never jumped.
 
 Remedies
 A lower learning rate (with a figure), warm-up, gradient clipping.
@@ -38,6 +39,8 @@ from gradscope.settings import Settings
 
 NAME = "learning-rate-too-high"
 HEALTHY_RATIO = 3e-3  # the middle of the 1e-3 to 1e-2 of networks that learn, on a logarithmic scale
+FEWEST_ENTRIES = 4  # a single weight may be near zero, and any step large beside it
+ERASED = 1.0  # |update| / |weight| of a step after which nothing of a weight is left
 HEALTHY_PEAK = 0.02  # their first steps under Adam, when weights are as small as they were initialised
 
 
@@ -45,15 +48,21 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     """Find updates that are too large for a loss that does not improve."""
     require_steps(run, settings.patience)
     items, ratios = update_ratios(run)
-    require(np.isfinite(ratios).any(), "no weight's update was recorded")
+    ratios = np.where([item.size >= FEWEST_ENTRIES for item in items], ratios, np.nan)
+    require(np.isfinite(ratios).any(), "no weight's update was recorded, but of single weights")
     loss = outcome(run, settings)
-    require(loss.progress != "unknown", "whether the loss improves can't be judged")
     typical = np.array([median(row) for row in ratios])
     level, peak = median(typical), float(np.nanmax(typical))
     high = typical > settings.update_ratio_high
+    erased = loss.progress == "unknown" and int((typical > ERASED).sum()) > 0
+    require(erased or loss.progress != "unknown", "whether the loss improves can't be judged")
     burst, late = peak > settings.update_burst, median(typical[len(typical) // 2 :])
-    jumped = np.nanmax(column(run, "loss")) > settings.divergence_ratio * abs(loss.initial)
+    losses = column(run, "loss")
+    start = max(abs(loss.initial), abs(losses[0])) if np.isfinite(losses[0]) else abs(loss.initial)
+    jumped = np.nanmax(losses) > settings.divergence_ratio * start
     lasts = high.sum() >= settings.patience and (jumped or late > settings.update_ratio_high)
+    if loss.progress == "slow":
+        lasts = lasts and jumped
     if loss.progress == "trains" or not (burst or lasts):
         return None
     rows = np.flatnonzero(high)

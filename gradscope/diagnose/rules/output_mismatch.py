@@ -81,7 +81,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         NAME,
         "critical" if always else severity(loss),
         message,
-        tuple(layer.name for layer in outputs[:1]),
+        tuple(_unshaped(run, layer).name for layer in outputs[:1]),
         (),
         int(steps_of(run)[0]),
         int(steps_of(run)[-1]),
@@ -192,8 +192,8 @@ def _never_negative(functions: list[str]) -> bool:
 def _residuals(run: Run, squared: SquaredError, loss: Outcome, settings: Settings) -> Mismatch | None:
     """Judge a squared error by what its gradient tells of the targets."""
     name = squared.layer.name
-    last = _activated(run, squared.layer)
-    activation = last.activation if last else None
+    last = _unshaped(run, squared.layer)
+    activation = last.activation
     tail = slice(-max(settings.patience, len(run.steps) // 10), None)
     kept = median(squared.scale[tail]) / median(squared.scale[:3])
     if kept < LOST_SCALE:
@@ -211,7 +211,7 @@ def _residuals(run: Run, squared: SquaredError, loss: Outcome, settings: Setting
             f"{name} can only give {low:g} to {high:g}, the targets lie outside.",
             f"It misses one by {missed:.3g}, which is impossible if they lay inside.",
         )
-    if last is not None and activation in RECTIFIED and _held_back(run, last, tail) > HELD_BACK:
+    if activation in RECTIFIED and _held_back(run, last, tail) > HELD_BACK:
         return (
             9,
             f"The rectifier {last.name} at the output holds back most of the error.",
@@ -227,14 +227,11 @@ def _residuals(run: Run, squared: SquaredError, loss: Outcome, settings: Setting
     return None
 
 
-def _activated(run: Run, layer: LayerInfo) -> LayerInfo | None:
-    """Return the layer whose activation an output shows, which may have been reshaped since."""
-    while layer.activation is None and layer.role in PASSED_THROUGH:
-        sources = producers(run, layer)
-        if len(sources) != 1:
-            return None
-        layer = sources[0]
-    return layer if layer.activation else None
+def _unshaped(run: Run, layer: LayerInfo) -> LayerInfo:
+    """Return the layer whose output this one shows, perhaps in another shape."""
+    while layer.activation is None and layer.role in PASSED_THROUGH and len(producers(run, layer)) == 1:
+        layer = producers(run, layer)[0]
+    return layer
 
 
 def _held_back(run: Run, layer: LayerInfo, rows: slice) -> float:

@@ -100,4 +100,3 @@ def _input_norm(run: Run, layer: LayerInfo, count: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         same_rows = entries * (layer.fan_out or 0) == count * (layer.fan_in or 0)
         return np.where(same_rows, size * np.sqrt(entries), np.nan)
-

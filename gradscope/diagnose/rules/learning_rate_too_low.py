@@ -52,7 +52,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     level = median(ratios)
     highest = float(np.nanmax([median(ratios[:, index]) for index in range(len(items))]))
     rate, steps = learning_rate(run), int(steps_of(run)[-1]) + 1
-    if loss.progress == "trains" or not 0 < level:
+    if loss.progress == "trains" or not level > 0:
         return None
     tiny = level < settings.update_ratio_low and highest < 10 * settings.update_ratio_low
     ended = run.info.status != "running" and steps >= FEWEST_STEPS

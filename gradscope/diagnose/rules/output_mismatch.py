@@ -154,8 +154,8 @@ def _activations(run: Run, functions: list[str], outputs: list[LayerInfo]) -> se
     named = {"Softmax": "softmax", "Sigmoid": "sigmoid", "Tanh": "tanh"}
     if len(outputs) != 1 or not set(behind[1:] if behind[:1] and behind[0] in named else behind) <= SIMPLE:
         return set()
-    found = {layer.activation for layer in run.layers if layer.activation and feeds_output(run, layer)}
-    found |= {outputs[0].activation, named.get(behind[0]) if behind else None}
+    found = [layer.activation for layer in run.layers if feeds_output(run, layer)]
+    found += [outputs[0].activation, named.get(behind[0]) if behind else None]
     return {name for name in found if name}
 
 

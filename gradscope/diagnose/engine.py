@@ -15,6 +15,7 @@ from gradscope.settings import Settings
 
 _SIGNAL = ("vanishing-signal", "exploding-signal")
 _GRADIENT = ("vanishing-gradient", "exploding-gradient")
+_FADING = ("vanishing-gradient", "vanishing-signal")
 _UNITS = ("dead-units", "saturated-activation")
 _STANDSTILL = ("zero-gradient", "learning-rate-too-low", "epsilon-floor", "rank-collapse")
 _START = ("symmetric-weights", "poor-initialization")
@@ -26,7 +27,7 @@ _BLOW_UP = ("non-finite", "loss-divergence")
 # where none shows.
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "missing-gradient": ("not-optimized", "learning-rate-too-low"),
-    "not-optimized": ("learning-rate-too-low",),
+    "not-optimized": ("learning-rate-too-low", "vanishing-gradient", "vanishing-signal", "epsilon-floor"),
     "output-mismatch": (
         *_STANDSTILL,
         *_START,
@@ -72,7 +73,6 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
         *_SIGNAL,
         "vanishing-gradient",
         *_STANDSTILL,
-        "symmetric-weights",
         "degenerate-normalization",
     ),
     "exploding-gradient": ("exploding-signal", "learning-rate-too-high", *_UNITS, *_BLOW_UP, *_START),
@@ -94,7 +94,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
     ),
     "rank-collapse": (),
     "epsilon-floor": ("learning-rate-too-low",),
-    "learning-rate-too-low": ("rank-collapse", "output-mismatch"),
+    "learning-rate-too-low": ("rank-collapse", "output-mismatch", "vanishing-gradient", "vanishing-signal"),
     "loss-divergence": (),
 }
 # These act through updates, so nothing that was there before them follows from them.
@@ -187,6 +187,10 @@ def _can_cause(cause: Finding, finding: Finding, settings: Settings) -> bool:
         if cause.rule == "output-mismatch":
             return serious and not (far and _keeps_from_targets(finding))
         return serious and far and _keeps_from_targets(cause)
+    if cause.rule in _FADING and finding.rule == "learning-rate-too-low":
+        return serious and not _nothing_moves(finding)
+    if cause.rule in ("not-optimized", "learning-rate-too-low") and finding.rule in _FADING:
+        return serious and _nothing_moves(cause)
     if cause.rule in _UNITS and finding.rule in _GRADIENT and _as_predicted(finding, settings):
         return False
     if cause.rule == "dead-units" and finding.rule in _GRADIENT and _predicted_alone(finding, settings):
@@ -207,6 +211,13 @@ def _in_order(cause: Finding, finding: Finding, depths: Mapping[str, int] | None
     if not (depths and cause.rule in BY_PLACE and finding.rule in BY_PLACE):
         return True
     return depths.get(cause.layers[0], 0) < depths.get(finding.layers[0], 0)
+
+
+def _nothing_moves(finding: Finding) -> bool:
+    """Say whether most weights are kept from moving, also those that get their full gradient."""
+    if finding.rule == "not-optimized":
+        return finding.evidence.get("share_left_out", 0.0) > 0.5
+    return finding.evidence.get("largest_change", 1.0) < LITTLE
 
 
 def _keeps_from_targets(finding: Finding) -> bool:

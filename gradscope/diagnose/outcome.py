@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 import numpy as np
@@ -133,11 +134,13 @@ def _progress(
 ) -> Progress:
     if len(run.info.optimizers) > 1:
         return "unknown"
+    if final < 0:  # a likelihood of densities, or a reward: how low it could be, nobody knows
+        return "slow" if improvement >= settings.stuck_share else "stuck"
     if math.isfinite(chance):
-        if min(initial, final) < 0.25 * chance:
-            return "trains"
         if final > settings.chance_share * chance:
             return "stuck"
+        if min(initial, final) < 0.25 * chance:
+            return "trains"
         if _knew(run, chance, settings) and improvement > -settings.stuck_share:
             return "trains"
     if improvement >= settings.improved_share:
@@ -156,8 +159,9 @@ def _chance(run: Run) -> float:
     functions = " ".join(str(name) for name in run.info.loss.get("functions", ()))
     if "BinaryCrossEntropy" in functions:
         return math.log(2)
-    products = PRODUCTS.intersection(operations(run.info.loss["functions"]) if functions else ())
-    if products or ("NllLoss" not in functions and "CrossEntropy" not in functions):
+    names = operations(run.info.loss.get("functions", ()))
+    likelihood = "NllLoss" in functions or "CrossEntropy" in functions
+    if not likelihood or PRODUCTS.intersection(names) or _weighted(names):
         return math.nan  # behind a product, as of contrasted samples, the layer's width isn't the classes'
     classes = [_classes(run, name) for name in run.info.loss.get("inputs", ())]
     classes = [number for number in classes if number > 1]
@@ -166,6 +170,13 @@ def _chance(run: Run) -> float:
     if _of_probabilities(run):
         return 1 - 1 / classes[0]
     return _factor(run, classes[0]) * math.log(classes[0])
+
+
+def _weighted(functions: list[str]) -> bool:
+    """Say whether each sample's loss has a weight of its own, which may be negative, as a reward."""
+    outer = list(takewhile(lambda name: name in ("Neg", "Mul", "Div", "Mean", "Sum"), functions))
+    reduced = [index for index, name in enumerate(outer) if name in ("Mean", "Sum")]
+    return bool(reduced) and bool({"Mul", "Neg"} & set(outer[reduced[0] :]))
 
 
 def _factor(run: Run, classes: int) -> float:

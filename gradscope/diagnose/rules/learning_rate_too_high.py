@@ -31,10 +31,10 @@ import numpy as np
 
 from gradscope.diagnose.outcome import outcome
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import column, median, require_steps, steps_of
+from gradscope.diagnose.series import Array, column, median, require_steps, steps_of
 from gradscope.diagnose.updates import learning_rate, update_ratios
 from gradscope.diagnose.wording import present
-from gradscope.records import Finding, Run
+from gradscope.records import Finding, ParameterInfo, Run
 from gradscope.settings import Settings
 
 NAME = "learning-rate-too-high"
@@ -48,6 +48,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     """Find updates that are too large for a loss that does not improve."""
     require_steps(run, settings.patience)
     items, ratios = update_ratios(run)
+    ratios = ratios * _share_of_usual(run, items)
     ratios = np.where([item.size >= FEWEST_ENTRIES for item in items], ratios, np.nan)
     require(np.isfinite(ratios).any(), "no weight's update was recorded, but of single weights")
     loss = outcome(run, settings)
@@ -89,3 +90,14 @@ def detect(run: Run, settings: Settings) -> Finding | None:
             loss_improvement=loss.improvement,
         ),
     )
+
+
+def _share_of_usual(run: Run, items: list[ParameterInfo]) -> Array:
+    """Return |weight| / usual |weight| where that is less than 1: no step erases a weight that is next to 0.
+
+    A usual entry has the variance 1 / fan-in (LeCun et al. 1998).
+    """
+    norms = run.parameter_table("weight_norm")[[item.name for item in items]].to_numpy()
+    fans = [max(1, item.size // item.shape[0]) if item.role == "weight" else 1 for item in items]
+    usual = np.sqrt([item.size / fan for item, fan in zip(items, fans, strict=True)])
+    return np.minimum(1.0, norms / usual)

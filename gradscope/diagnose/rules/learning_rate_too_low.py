@@ -17,7 +17,8 @@ Remedies
 A higher learning rate (with a figure), Adam instead of SGD.
 
 Evidence
-update_ratio (median over weights and steps), total_change (update ratio × steps), lr, suggested_factor,
+update_ratio (median over weights and steps), total_change (update ratio × steps), largest_change (that of
+the layer that moves most), lr, suggested_factor,
 loss_improvement.
 
 References
@@ -75,6 +76,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         present(
             update_ratio=level,
             total_change=level * steps,
+            largest_change=highest * steps,
             lr=rate,
             suggested_factor=max(1.0, HEALTHY_RATIO / level),
             loss_improvement=loss.improvement,

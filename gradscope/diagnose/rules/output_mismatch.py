@@ -126,9 +126,8 @@ def _mismatch(run: Run, functions: list[str], outputs: list[LayerInfo], final: f
             f"{twice} is applied to {name} before a loss that applies it itself.",
             "It squeezes the outputs, so the loss can't come near zero.",
         )
-    if "NllLoss" in text and not any(
-        "Log" in function for function in functions if "NllLoss" not in function
-    ):
+    logarithm = any("Log" in part for part in [*functions, *(layer.kind for layer in outputs)])
+    if "NllLoss" in text and not logarithm:
         return (
             4,
             f"The negative log-likelihood of {name} is taken without a logarithm.",

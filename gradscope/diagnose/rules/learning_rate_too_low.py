@@ -18,7 +18,7 @@ A higher learning rate (with a figure), Adam instead of SGD.
 
 Evidence
 update_ratio (median over weights and steps), total_change (update ratio × steps), largest_change (that of
-the layer that moves most), lr, suggested_factor,
+the layer that moves most, under Adam and its kin), lr, suggested_factor,
 loss_improvement.
 
 References
@@ -26,6 +26,8 @@ Bengio 2012; Smith 2017 for the range test.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -76,9 +78,16 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         present(
             update_ratio=level,
             total_change=level * steps,
-            largest_change=highest * steps,
+            # Under plain gradient descent a gradient that fades also shrinks the steps.
+            largest_change=highest * steps if _normalizes(run) else math.nan,
             lr=rate,
             suggested_factor=max(1.0, HEALTHY_RATIO / level),
             loss_improvement=loss.improvement,
         ),
     )
+
+
+def _normalizes(run: Run) -> bool:
+    """Say whether the optimizer makes steps whose size doesn't depend on the gradient's."""
+    kinds = ("Ada", "NAdam", "RAdam", "RMSprop", "Rprop", "Lion")
+    return bool(run.info.optimizers) and all(item.kind.startswith(kinds) for item in run.info.optimizers)

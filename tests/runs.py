@@ -194,8 +194,8 @@ def _parameter_rows(
         }
         row |= {"gradient_absmax": 0.05, "gradient_zero_fraction": 0.0, "clipped_gradient_norm": 0.1}
         row |= {"update_norm": 2e-3 * norm, "update_ratio": 2e-3}
-        if weight:
-            for column, value in of_weight.items():
+        for column, value in of_weight.items():
+            if weight or column == "gradient_norm":  # a layer's bias gets its gradient from the same signal
                 row[column] = value(step, index // 2) if callable(value) else value
         rows.append({"step": step, "parameter": parameter.name, **row})
     return rows

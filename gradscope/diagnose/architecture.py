@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from gradscope.records import LayerInfo, ParameterInfo, Run
 
 PASSED_THROUGH = ("normalization", "dropout", "shape", "pooling")
+RESHAPING = ("Squeeze", "Unsqueeze", "View", "UnsafeView", "Reshape", "Expand", "T", "Transpose", "Permute")
 WEIGHTED = ("linear", "convolution", "recurrent", "attention")
 
 
@@ -57,7 +60,8 @@ def connected(run: Run) -> bool:
 def consumers(run: Run, name: str) -> list[LayerInfo]:
     """Return the layers that take a layer's output; the one that ran next, where connections aren't known."""
     if connected(run):
-        return [layer for layer in run.layers if name in layer.inputs]
+        again = _reuses(run)
+        return [layer for layer in run.layers if name in layer.inputs or (name, layer.name) in again]
     depth = run.layer(name).depth
     return [layer for layer in run.layers if layer.depth == depth + 1]
 
@@ -65,8 +69,41 @@ def consumers(run: Run, name: str) -> list[LayerInfo]:
 def producers(run: Run, layer: LayerInfo) -> list[LayerInfo]:
     """Return the layers whose outputs a layer takes; the one that ran before, if connections aren't known."""
     if connected(run):
-        return [item for item in run.layers if item.name in layer.inputs]
+        again = _reuses(run)
+        return [item for item in run.layers if item.name in layer.inputs or (item.name, layer.name) in again]
     return [item for item in run.layers if item.depth == layer.depth - 1]
+
+
+def _reuses(run: Run) -> dict[tuple[str, str], list[str]]:
+    """Return where a module without weights is called again: (what it takes, the module) -> who takes that.
+
+    Of such a module, as an activation that all layers share, only the first call's input is known. What ran
+    just before a layer that takes its output is what it was called on.
+    """
+    again = {
+        layer.name
+        for layer in run.layers
+        if layer.calls > 1 and not layer.parameters and layer.role in ("activation", *PASSED_THROUGH)
+    }
+    found: dict[tuple[str, str], list[str]] = {}
+    before: LayerInfo | None = None
+    for layer in run.layers:
+        for shared in again.intersection(layer.inputs):
+            if before is not None and before.calls == 1 and before.name not in run.layer(shared).inputs:
+                found.setdefault((before.name, shared), []).append(layer.name)
+        before = before if layer.name in again else layer
+    return found
+
+
+def operations(functions: Iterable[object]) -> list[str]:
+    """Return the names of autograd functions without their "Backward0" or "Backward1"."""
+    return [re.sub(r"Backward\d+$", "", str(name)) for name in functions]
+
+
+def passes_as_is(source: LayerInfo, layer: LayerInfo) -> bool:
+    """Say whether a layer takes another's output with nothing but a change of shape between them."""
+    activated = source.activation is not None and source.role != "activation"
+    return not activated and all(name in RESHAPING for name in operations(layer.functions))
 
 
 def joined_after(run: Run, layer: LayerInfo) -> bool:
@@ -174,11 +211,13 @@ def places(items: tuple[WeightLayer, ...]) -> np.ndarray:
 def _places(run: Run) -> dict[str, int]:
     """Return for each layer the number of weight layers on the longest way from the input to it."""
     linked = connected(run)
+    through = {(shared, user): source for (source, shared), users in _reuses(run).items() for user in users}
     places: dict[str, int] = {}
     counted: dict[str, int] = {}  # the same, with the layer itself
     passed = 0
     for layer in run.layers:
-        before = [counted[name] for name in layer.inputs if name in counted]
+        sources = [through.get((name, layer.name), name) for name in layer.inputs]
+        before = [counted[name] for name in sources if name in counted]
         places[layer.name] = max(before, default=0) if linked else passed
         own = layer.role in WEIGHTED and bool(layer.parameters)
         passed += own

@@ -9,9 +9,9 @@ import numpy as np
 
 from gradscope.diagnose import architecture, profile
 from gradscope.diagnose.architecture import WeightLayer
-from gradscope.diagnose.outcome import Outcome, severity
+from gradscope.diagnose.outcome import Outcome, prevails, severity
 from gradscope.diagnose.profile import Profile
-from gradscope.diagnose.series import Stretch, median, prevails, steps_of, typical
+from gradscope.diagnose.series import Stretch, median, steps_of, typical
 from gradscope.diagnose.wording import explain_gain, present
 from gradscope.records import Finding, Run
 from gradscope.settings import Settings
@@ -80,7 +80,7 @@ def finding(rule: str, run: Run, trend: Trend, loss: Outcome, message: str, sett
     worst = _worst(trend)
     return Finding(
         rule,
-        severity(loss, prevails(trend.stretch, run)),
+        severity(loss, prevails(trend.stretch, run, settings)),
         message,
         architecture.names(worst),
         architecture.weights(worst),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gradscope.diagnose.evidence import evidence
@@ -15,6 +15,7 @@ from gradscope.settings import Settings
 
 _SIGNAL = ("vanishing-signal", "exploding-signal")
 _GRADIENT = ("vanishing-gradient", "exploding-gradient")
+_FADING = ("vanishing-gradient", "vanishing-signal")
 _UNITS = ("dead-units", "saturated-activation")
 _STANDSTILL = ("zero-gradient", "learning-rate-too-low", "epsilon-floor", "rank-collapse")
 _START = ("symmetric-weights", "poor-initialization")
@@ -26,7 +27,7 @@ _BLOW_UP = ("non-finite", "loss-divergence")
 # where none shows.
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "missing-gradient": ("not-optimized", "learning-rate-too-low"),
-    "not-optimized": ("learning-rate-too-low",),
+    "not-optimized": ("learning-rate-too-low", "vanishing-gradient", "vanishing-signal", "epsilon-floor"),
     "output-mismatch": (
         *_STANDSTILL,
         *_START,
@@ -44,7 +45,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
         *_BLOW_UP,
         *_START,
     ),
-    "degenerate-normalization": (*_SIGNAL, *_GRADIENT, *_STANDSTILL),
+    "degenerate-normalization": (*_SIGNAL, *_GRADIENT, *_STANDSTILL, "dead-units"),
     "excessive-weight-decay": (
         *_SIGNAL,
         "vanishing-gradient",
@@ -52,8 +53,9 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
         *_STANDSTILL,
         "learning-rate-too-high",
         "degenerate-normalization",
+        "output-mismatch",
     ),
-    "over-clipping": ("learning-rate-too-low", "epsilon-floor"),
+    "over-clipping": ("learning-rate-too-low", "epsilon-floor", "output-mismatch"),
     "gradient-underflow": _STANDSTILL,
     "learning-rate-too-high": (
         *_UNITS,
@@ -63,17 +65,23 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
         *_BLOW_UP,
         "attention-collapse",
         "degenerate-normalization",
+        "output-mismatch",
     ),
     "ineffective-clipping": ("exploding-gradient", *_BLOW_UP),
     "saturated-activation": (*_GRADIENT, *_STANDSTILL, *_START, "learning-rate-too-high"),
-    "dead-units": (*_SIGNAL, "vanishing-gradient", *_STANDSTILL, *_START),
+    "dead-units": (
+        *_SIGNAL,
+        "vanishing-gradient",
+        *_STANDSTILL,
+        "degenerate-normalization",
+    ),
     "exploding-gradient": ("exploding-signal", "learning-rate-too-high", *_UNITS, *_BLOW_UP, *_START),
     "exploding-signal": (*_GRADIENT, *_UNITS, "learning-rate-too-high", *_BLOW_UP, *_START),
     "vanishing-gradient": ("vanishing-signal", *_UNITS, *_STANDSTILL, *_START),
     "vanishing-signal": ("dead-units", *_STANDSTILL, *_START),
     "zero-gradient": ("learning-rate-too-low", "epsilon-floor", "dead-units", *_SIGNAL, *_START),
     "symmetric-weights": ("poor-initialization", *_SIGNAL, *_GRADIENT, *_UNITS, *_STANDSTILL),
-    "poor-initialization": (*_STANDSTILL, *_BLOW_UP, "learning-rate-too-high"),
+    "poor-initialization": ("dead-units", *_STANDSTILL, *_BLOW_UP, "learning-rate-too-high"),
     "attention-collapse": ("vanishing-gradient", "rank-collapse"),
     "non-finite": (
         *_UNITS,
@@ -86,7 +94,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
     ),
     "rank-collapse": (),
     "epsilon-floor": ("learning-rate-too-low",),
-    "learning-rate-too-low": ("rank-collapse",),
+    "learning-rate-too-low": ("rank-collapse", "output-mismatch", "vanishing-gradient", "vanishing-signal"),
     "loss-divergence": (),
 }
 # These act through updates, so nothing that was there before them follows from them.
@@ -101,6 +109,10 @@ SAME_UPDATES = (
     ("excessive-weight-decay", "learning-rate-too-high"),
     ("over-clipping", "learning-rate-too-low"),
 )
+# Each silences what comes after it, so the one nearer to the input is the cause.
+BY_PLACE = ("degenerate-normalization", "dead-units")
+LITTLE = 0.1  # sum of update / weight over a run in which a network hardly moved
+FAR_TARGETS = 8  # output-mismatch's evidence: targets of another scale, which only a sound optimizer reaches
 
 
 @dataclass(frozen=True)
@@ -124,19 +136,23 @@ def diagnose(run: Run, settings: Settings | None = None, rules: Sequence[Rule] =
             findings.append(result)
         elif isinstance(result, NotChecked):
             unchecked.append(result)
-    ranked = rank(fold(findings, settings))
+    ranked = rank(fold(findings, settings, {layer.name: layer.depth for layer in run.layers}))
     return Diagnosis(_verdict(run, ranked, settings), ranked, tuple(unchecked), evidence(run, settings))
 
 
-def fold(findings: Sequence[Finding], settings: Settings | None = None) -> list[Finding]:
-    """Name in each finding the root that it follows from, if that was found too."""
+def fold(
+    findings: Sequence[Finding], settings: Settings | None = None, depths: Mapping[str, int] | None = None
+) -> list[Finding]:
+    """Name in each finding the root that it follows from, if that was found too; depths: of the layers."""
     settings = settings or Settings()
     found = {finding.rule: finding for finding in findings}
     causes: dict[str, str] = {}
     for cause, consequences in CONSEQUENCES.items():
         for rule in consequences:
             both = cause in found and rule in found and rule not in causes
-            if both and _root(cause, causes) != rule and _can_cause(found[cause], found[rule], settings):
+            if not both or _root(cause, causes) == rule or not _in_order(found[cause], found[rule], depths):
+                continue
+            if _can_cause(found[cause], found[rule], settings):
                 causes[rule] = cause
     roots = {rule: _root(rule, causes) for rule in found}
     return [
@@ -166,6 +182,15 @@ def _root(rule: str, causes: dict[str, str]) -> str:
 def _can_cause(cause: Finding, finding: Finding, settings: Settings) -> bool:
     """Say whether a cause is more than a note, unless what it is to explain is one, and was there in time."""
     serious = cause.severity != "note" or finding.severity == "note"
+    if "output-mismatch" in (cause.rule, finding.rule):
+        far = FAR_TARGETS in (cause.evidence.get("mismatch"), finding.evidence.get("mismatch"))
+        if cause.rule == "output-mismatch":
+            return serious and not (far and _keeps_from_targets(finding))
+        return serious and far and _keeps_from_targets(cause)
+    if cause.rule in _FADING and finding.rule == "learning-rate-too-low":
+        return serious and not _nothing_moves(finding)
+    if cause.rule in ("not-optimized", "learning-rate-too-low") and finding.rule in _FADING:
+        return serious and _nothing_moves(cause)
     if cause.rule in _UNITS and finding.rule in _GRADIENT and _as_predicted(finding, settings):
         return False
     if cause.rule == "dead-units" and finding.rule in _GRADIENT and _predicted_alone(finding, settings):
@@ -179,6 +204,27 @@ def _can_cause(cause: Finding, finding: Finding, settings: Settings) -> bool:
     # What a statistic shows at once, another may show a little later.
     slack = (cause.last_step - cause.first_step) // 10
     return serious and cause.first_step <= finding.first_step + slack
+
+
+def _in_order(cause: Finding, finding: Finding, depths: Mapping[str, int] | None) -> bool:
+    """Say whether a cause that must be nearer to the input is, as far as that is known."""
+    if not (depths and cause.rule in BY_PLACE and finding.rule in BY_PLACE):
+        return True
+    return depths.get(cause.layers[0], 0) < depths.get(finding.layers[0], 0)
+
+
+def _nothing_moves(finding: Finding) -> bool:
+    """Say whether most weights are kept from moving, also those that get their full gradient."""
+    if finding.rule == "not-optimized":
+        return finding.evidence.get("share_left_out", 0.0) > 0.5
+    return finding.evidence.get("largest_change", 1.0) < LITTLE
+
+
+def _keeps_from_targets(finding: Finding) -> bool:
+    """Say whether the optimizer's settings alone keep a network from targets of whatever scale."""
+    if finding.rule == "learning-rate-too-low":
+        return finding.evidence.get("total_change", 0.0) < LITTLE
+    return finding.rule in ("learning-rate-too-high", "excessive-weight-decay", "over-clipping")
 
 
 def _as_predicted(finding: Finding, settings: Settings) -> bool:

@@ -8,8 +8,8 @@ import numpy as np
 
 from gradscope.diagnose import architecture, profile, theory
 from gradscope.diagnose.architecture import WeightLayer
-from gradscope.diagnose.outcome import outcome, severity
-from gradscope.diagnose.series import Stretch, prevails, require_steps, typical
+from gradscope.diagnose.outcome import outcome, prevails, severity
+from gradscope.diagnose.series import Stretch, require_steps, typical
 from gradscope.diagnose.wording import explain_initialization, present
 from gradscope.records import Finding, Run
 from gradscope.settings import Settings
@@ -44,7 +44,7 @@ def _finding(
     verb = "grows to" if grows else "fades to"
     return Finding(
         rule,
-        severity(loss, prevails(stretch, run)),
+        severity(loss, prevails(stretch, run, settings)),
         f"The signal {verb} {gain:.3g} times itself at each layer: at {items[-1].layer.name} it is "
         f"{ratio:.1e} "
         f"times what it is at {items[0].layer.name}.",

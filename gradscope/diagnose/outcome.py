@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.diagnose.architecture import output_layers
-from gradscope.diagnose.series import column, median
+from gradscope.diagnose.architecture import operations, output_layers
+from gradscope.diagnose.series import Stretch, column, median, steps_of
 from gradscope.diagnose.squared_error import squared_error
 from gradscope.records import Run, Severity
 from gradscope.settings import Settings
 
+PRODUCTS = {"Mm", "Addmm", "Bmm", "Baddbmm", "Mv", "Dot", "Cdist", "CosineSimilarity", "Cat", "Stack"}
 Progress = Literal["trains", "slow", "stuck", "unknown"]
 
 
@@ -96,6 +98,29 @@ def severity(found: Outcome, ongoing: bool = True) -> Severity:
     return "critical" if found.progress == "stuck" else "warning"
 
 
+def prevails(stretch: Stretch, run: Run, settings: Settings) -> bool:
+    """Say whether what held for a stretch of steps mattered to the run.
+
+    It still goes on, or took more than a third of the run, or more than a third of a standstill of the loss
+    that itself took more than a third of the run.
+    """
+    length, all_steps = stretch.last_step - stretch.first_step, int(steps_of(run)[-1])
+    if stretch.ongoing or 3 * length > all_steps:
+        return True
+    still = _standstill(run, settings)
+    return 3 * still > all_steps and 3 * (min(stretch.last_step, still) - stretch.first_step) > still
+
+
+def _standstill(run: Run, settings: Settings) -> int:
+    """Return the first step at which the loss has made a tenth of the way to its lowest level."""
+    losses = column(run, "loss")
+    window = min(5, len(losses))
+    smooth = np.nanmedian(np.lib.stride_tricks.sliding_window_view(losses, window), axis=-1)
+    level = smooth[0] - settings.stuck_share * (smooth[0] - np.nanmin(smooth))
+    below = np.flatnonzero(smooth < level)
+    return int(steps_of(run)[below[0]]) if len(below) else int(steps_of(run)[-1])
+
+
 def _levels(losses: NDArray[np.float64]) -> tuple[float, float, float]:
     few = max(1, min(5, len(losses) // 10))
     tail = max(5, len(losses) // 10)
@@ -109,14 +134,24 @@ def _progress(
 ) -> Progress:
     if len(run.info.optimizers) > 1:
         return "unknown"
+    if final < 0:  # a likelihood of densities, or a reward: how low it could be, nobody knows
+        return "slow" if improvement >= settings.stuck_share else "stuck"
     if math.isfinite(chance):
-        if min(initial, final) < 0.25 * chance:  # also a network that was trained before
-            return "trains"
         if final > settings.chance_share * chance:
             return "stuck"
+        if min(initial, final) < 0.25 * chance:
+            return "trains"
+        if _knew(run, chance, settings) and improvement > -settings.stuck_share:
+            return "trains"
     if improvement >= settings.improved_share:
         return "trains"
     return "slow" if improvement >= settings.stuck_share else "stuck"
+
+
+def _knew(run: Run, chance: float, settings: Settings) -> bool:
+    """Say whether a network was trained before: its first loss, before any update, is below a guess's."""
+    first = float(column(run, "loss")[0]) if len(run.steps) else math.nan
+    return int(run.steps["step"].iloc[0]) == 0 and first < settings.known_share * chance
 
 
 def _chance(run: Run) -> float:
@@ -124,8 +159,10 @@ def _chance(run: Run) -> float:
     functions = " ".join(str(name) for name in run.info.loss.get("functions", ()))
     if "BinaryCrossEntropy" in functions:
         return math.log(2)
-    if "NllLoss" not in functions and "CrossEntropy" not in functions:
-        return math.nan
+    names = operations(run.info.loss.get("functions", ()))
+    likelihood = "NllLoss" in functions or "CrossEntropy" in functions
+    if not likelihood or PRODUCTS.intersection(names) or _weighted(names):
+        return math.nan  # behind a product, as of contrasted samples, the layer's width isn't the classes'
     classes = [_classes(run, name) for name in run.info.loss.get("inputs", ())]
     classes = [number for number in classes if number > 1]
     if not classes:
@@ -135,6 +172,13 @@ def _chance(run: Run) -> float:
     return _factor(run, classes[0]) * math.log(classes[0])
 
 
+def _weighted(functions: list[str]) -> bool:
+    """Say whether each sample's loss has a weight of its own, which may be negative, as a reward."""
+    outer = list(takewhile(lambda name: name in ("Neg", "Mul", "Div", "Mean", "Sum"), functions))
+    reduced = [index for index, name in enumerate(outer) if name in ("Mean", "Sum")]
+    return bool(reduced) and bool({"Mul", "Neg"} & set(outer[reduced[0] :]))
+
+
 def _factor(run: Run, classes: int) -> float:
     """Return by what a cross-entropy of C classes is multiplied, such as by a sum over samples; 1 if unknown.
 
@@ -142,7 +186,8 @@ def _factor(run: Run, classes: int) -> float:
     the root mean square sqrt((1 - 1 / C) / C), and the loss is log C; a factor multiplies both.
     """
     name = str(run.info.loss["inputs"][0])
-    if not len(run.steps) or name not in {layer.name for layer in run.layers}:
+    several = len(run.info.loss["inputs"]) > 1  # such as experts, each of which sees some of the samples
+    if several or not len(run.steps) or name not in {layer.name for layer in run.layers}:
         return 1.0
     rows = float(run.layer_table("signal_count")[name].iloc[0]) / classes
     error = math.sqrt((1 - 1 / classes) / classes)

@@ -68,11 +68,6 @@ def longest_stretch(condition: Mask, run: Run, patience: int) -> Stretch | None:
     return Stretch(first, last, int(steps[first]), int(steps[last]), ongoing)
 
 
-def prevails(stretch: Stretch, run: Run) -> bool:
-    """Say whether a stretch still goes on, or took more than a third of the run's steps."""
-    return stretch.ongoing or 3 * (stretch.last_step - stretch.first_step) > int(steps_of(run)[-1])
-
-
 def mostly(condition: Mask, share: float = 0.8) -> bool:
     """Say whether a condition held in at least this share of the rows."""
     return bool(len(condition)) and float(np.mean(condition)) >= share

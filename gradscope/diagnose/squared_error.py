@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradscope.diagnose.architecture import RESHAPING, operations
 from gradscope.diagnose.series import Array, column, median
 from gradscope.records import LayerInfo, Run
 
-RESHAPING = ("Squeeze", "Unsqueeze", "View", "UnsafeView", "Reshape", "Expand", "T", "Transpose", "Permute")
+KNOWING = 1.5  # variance of the outputs / mean square of the residuals; at most 1 if independent
 MEAN_OF_SQUARES = (("Mean", "Pow", "Sub"), ("Mean", "Pow", "Rsub"), ("Sum", "Pow", "Sub"))
 
 
@@ -39,7 +40,7 @@ class SquaredError:
 
 def squared_error(run: Run) -> SquaredError | None:
     """Return what the loss tells of the residuals, None if it is no plain squared error."""
-    functions = [str(name).removesuffix("Backward0") for name in run.info.loss.get("functions", ())]
+    functions = operations(run.info.loss.get("functions", ()))
     inputs = [str(name) for name in run.info.loss.get("inputs", ())]
     layers = {layer.name: layer for layer in run.layers}
     if not _is_squared_error(functions) or len(inputs) != 1 or inputs[0] not in layers:
@@ -83,8 +84,11 @@ def _chance(run: Run, layer: LayerInfo, loss: Array, scale: Array, shared: Array
         return math.nan
     centred = loss * (1 - np.minimum(1.0, shared))
     own = scale * run.layer_table("activation_std")[layer.name].to_numpy() ** 2
-    # An output that varies nearly as much as the targets is correlated with them by chance.
+    # An output that varies more than its residuals knows the targets: it was trained before.
+    # One that varies nearly as much as the targets is correlated with them by chance.
     if own[0] < centred[0] / 4 and int(run.steps["step"].iloc[0]) == 0:
         return float(centred[0] - own[0])
+    if own[0] > KNOWING * loss[0]:
+        return float(centred[0] + own[0])
     late = median((centred + own)[-max(5, len(loss) // 10) :])
     return min(late, float(centred[0]))  # a loss that rose tells nothing of the targets

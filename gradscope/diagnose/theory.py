@@ -264,5 +264,9 @@ def born_dead(widths: list[int]) -> float:
 def saturated_share(activation: str, q: float, floor: float = 0.05) -> float:
     """Return the expected share of units whose slope is under `floor` of the largest slope."""
     slopes = np.abs(_lookup(activation).derivative(math.sqrt(q) * _NODES))
-    largest = float(np.abs(_lookup(activation).derivative(_NODES)).max())
-    return _expected((slopes < floor * largest).astype(np.float64))
+    return _expected((slopes < floor * largest_slope(activation)).astype(np.float64))
+
+
+def largest_slope(activation: str) -> float:
+    """Return the largest derivative of an activation: 1 for tanh, 1/4 for a sigmoid."""
+    return float(np.abs(_lookup(activation).derivative(_NODES)).max())

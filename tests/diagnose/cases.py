@@ -178,7 +178,7 @@ def _learning_rate_too_high() -> Case:
 def _learning_rate_too_low() -> Case:
     ill = mlp_run(loss=lambda step: 2.3 - 1e-4 * step, parameter_values={"update_ratio": 1e-6})
     warm_up = {"update_ratio": lambda step, depth: 1e-6 if step < 20 else 1e-3}
-    return Case(ill, mlp_run(loss=lambda step: 2.3 - 1e-3 * step, parameter_values=warm_up))
+    return Case(ill, mlp_run(steps=400, loss=lambda step: 2.3 - 1e-3 * step, parameter_values=warm_up))
 
 
 def _not_optimized() -> Case:

@@ -84,9 +84,17 @@ def detect(run: Run, settings: Settings) -> Finding | None:
 
 
 def _origins(run: Run, dying: Mapping[str, Stretch], worst: Mapping[str, float]) -> list[str]:
-    """Return the layers that didn't die because one before them was dead altogether."""
+    """Return the layers that didn't die because one before them was dead altogether, or gives only zeros."""
+    fed = [name for name in dying if _fed(run, name, dying[name].rows)]
     silent = [run.layer(name).depth for name in dying if worst[name] == 1 and not skips(run)]
-    return [name for name in dying if not any(depth < run.layer(name).depth for depth in silent)]
+    return [name for name in fed or dying if not any(depth < run.layer(name).depth for depth in silent)]
+
+
+def _fed(run: Run, name: str, rows: slice) -> bool:
+    """Say whether a layer takes anything but zeros."""
+    sizes = run.layer_table("activation_rms")
+    sources = producers(run, run.layer(name))
+    return not sources or any(median(sizes[item.name].to_numpy()[rows]) != 0 for item in sources)
 
 
 def _behind_zero_weights(run: Run, name: str) -> bool:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 
+from gradscope.diagnose.architecture import producers
 from gradscope.diagnose.outcome import outcome, severity
 from gradscope.diagnose.series import Stretch, longest_stretch, median, require_steps, steps_of
 from gradscope.diagnose.wording import listed, present
@@ -42,7 +43,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     require_steps(run, settings.patience)
     few = [layer for layer in layers if _values(run, layer) <= 2]
     stretches = {layer.name: _flat(run, layer, settings) for layer in layers if layer not in few}
-    found = [layer for layer in layers if stretches.get(layer.name, True)]
+    flat = [layer for layer in layers if stretches.get(layer.name) and _fed(run, layer)]
+    found = few + flat[: 0 if few else 1]  # what comes after a constant is constant too
     if not found:
         return None
     loss, first = outcome(run, settings), int(steps_of(run)[0])
@@ -64,6 +66,13 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         "epsilon.",
         present(values=number, output_std=spread, loss_improvement=loss.improvement),
     )
+
+
+def _fed(run: Run, layer: LayerInfo) -> bool:
+    """Say whether a layer takes anything but zeros."""
+    sizes = run.layer_table("activation_rms")
+    sources = producers(run, layer)
+    return not sources or any(median(sizes[item.name].to_numpy()) != 0 for item in sources)
 
 
 def _values(run: Run, layer: LayerInfo) -> float:

@@ -1,24 +1,24 @@
 """Gradients that pile up over steps because nobody sets them to zero.
 
 What it finds
-Weight gradients that grow from step to step, by a factor of five and more, while the gradient signal at
-the layers' outputs, which is fresh in every step, does not; or that grow steadily, without the signal's
-scatter.
+A gradient that is larger, in several recorded steps, than one backward pass can make it from the signal that
+was recorded at the layer's output: at most signal rms × entries / sqrt(units) for a bias, and the product of
+the norms of signal and input for a linear layer's weight (Cauchy and Schwarz).
 
 Why it hurts
 Each step follows the sum of all gradients so far: old directions never fade, and the step grows without
 bound.
 
 What it is not
-A network that trains well: its gradients become more alike as it does. Gradient accumulation over
-micro-batches: it starts afresh with every step.
+A network that trains well: it gets a note. Gradient accumulation over micro-batches: it starts afresh with
+every step, and all its backward passes are recorded.
 
 Remedies
 Code: optimizer.zero_grad() before each backward pass.
 
 Evidence
-growth (of gradient / signal from the first recorded steps to the last dense ones), monotony (rank
-correlation with the step), weights_affected (share).
+excess (largest gradient / the largest that one step can give), layers_affected (share of those that could be
+checked), loss_improvement.
 
 References
 torch documentation, zero_grad.
@@ -26,77 +26,77 @@ torch documentation, zero_grad.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from gradscope.diagnose.architecture import names, weight_layers, weights
+from gradscope.diagnose.architecture import passes_as_is, producers
 from gradscope.diagnose.outcome import outcome, severity
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import Array, log, median, require_steps, steps_of
-from gradscope.diagnose.wording import present
-from gradscope.records import Finding, Run
+from gradscope.diagnose.series import Array, require_steps, steps_of
+from gradscope.diagnose.wording import listed, present
+from gradscope.records import Finding, LayerInfo, ParameterInfo, Run
 from gradscope.settings import Settings
 
 NAME = "gradient-not-zeroed"
+SUMMED = ("linear", "convolution", "normalization")  # their bias is added to each sample or place
 
 
 def detect(run: Run, settings: Settings) -> Finding | None:
-    """Find gradients that grow with the steps while the signal they come from does not."""
+    """Find gradients that no single backward pass can have made."""
     require_steps(run, settings.fewest_steps)
-    # The gradient of a recurrent weight also grows as the states become correlated through time.
-    items = tuple(item for item in weight_layers(run) if item.layer.role != "recurrent")
-    require(items, "no weight layer but recurrent ones was recorded")
-    early = slice(0, min(len(run.steps), settings.dense_steps))
-    gradient = run.parameter_table("gradient_norm")[list(weights(items))].to_numpy()[early]
-    signal = run.layer_table("signal_rms")[list(names(items))].to_numpy()[early]
-    piled = log(gradient) - log(signal)
-    known = np.isfinite(piled).sum(axis=0) >= settings.fewest_steps
-    require(known.any(), "no layer has both its weight's gradient and its output's signal recorded")
-    growth = np.array([_growth(column) for column in piled.T[known]])
-    monotony = np.array([_monotony(column) for column in piled.T[known]])
-    smooth = np.array(
-        [
-            _smooth(sums, fresh)
-            for sums, fresh in zip(log(gradient).T[known], log(signal).T[known], strict=True)
-        ]
-    )
-    rising = np.array([_monotony(column) for column in log(gradient).T[known]])
-    affected = (growth > math.log(settings.pile_up_ratio)) & (monotony > settings.pile_up_monotony)
-    affected |= smooth & (rising > settings.pile_up_monotony)
-    loss = outcome(run, settings)
-    if np.mean(affected) < settings.pile_up_share or loss.progress == "trains":
+    excesses = {item.name: values for layer in run.layers for item, values in _excesses(run, layer)}
+    known = {name: values for name, values in excesses.items() if np.isfinite(values).any()}
+    require(known, "no layer has both its output's signal and its bias's or weight's gradient recorded")
+    above = {name: values > settings.pile_up_ratio for name, values in known.items()}
+    affected = [name for name, rows in above.items() if int(rows.sum()) >= settings.patience]
+    if not affected:
         return None
-    factor = math.exp(median(growth[affected]))
+    loss = outcome(run, settings)
+    excess = max(float(np.nanmax(known[name])) for name in affected)
     return Finding(
         NAME,
         severity(loss),
-        f"The weights' gradients pile up: over {piled.shape[0]} recorded steps they grow "
-        f"{factor:.3g}-fold beside the "
-        "signal they come from, without its scatter.",
+        f"The gradient of {listed(affected)} is up to {excess:.3g} times the largest that one step can give.",
         (),
-        (),
+        tuple(affected),
         int(steps_of(run)[0]),
         int(steps_of(run)[-1]),
-        "Each backward pass adds to the gradients of the steps before: they are not set to zero "
-        "between steps.",
-        present(growth=factor, monotony=median(monotony), weights_affected=float(np.mean(affected))),
+        "Each backward pass adds to the gradients of the steps before: they are not set to zero between "
+        "steps.",
+        present(
+            excess=excess,
+            layers_affected=len(affected) / len(known),
+            loss_improvement=loss.improvement,
+        ),
     )
 
 
-def _growth(values: Array) -> float:
-    known = values[np.isfinite(values)]
-    third = max(1, len(known) // 4)
-    return median(known[-third:]) - median(known[:2])
+def _excesses(run: Run, layer: LayerInfo) -> list[tuple[ParameterInfo, Array]]:
+    """Return a layer's parameters with gradient / largest possible gradient at each recorded step."""
+    if layer.role not in SUMMED:
+        return []
+    gradients = run.parameter_table("gradient_norm")
+    count = run.layer_table("signal_count")[layer.name].to_numpy()
+    signal = run.layer_table("signal_rms")[layer.name].to_numpy()
+    found = []
+    for item in (run.parameter(name) for name in layer.parameters):
+        largest = np.full(len(count), np.nan)
+        if item.role == "bias" and item.trained:
+            largest = signal * count / np.sqrt(item.size)
+        elif item.role == "weight" and item.trained and layer.role == "linear":
+            largest = signal * np.sqrt(count) * _input_norm(run, layer, count)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = gradients[item.name].to_numpy() / largest
+        found.append((item, np.where(largest > 0, values, np.nan)))
+    return found
 
 
-def _smooth(sums: Array, fresh: Array) -> bool:
-    """Say whether a gradient scatters far less from step to step than the signal it comes from."""
-    return median(np.abs(np.diff(sums))) < min(0.1, median(np.abs(np.diff(fresh))) / 3)
-
-
-def _monotony(values: Array) -> float:
-    """Return Spearman's rank correlation with time."""
-    known = values[np.isfinite(values)]
-    ranks = np.argsort(np.argsort(known))
-    return float(np.corrcoef(ranks, np.arange(len(known)))[0, 1]) if len(known) > 2 else 0.0
+def _input_norm(run: Run, layer: LayerInfo, count: Array) -> Array:
+    """Return the norm of a linear layer's input where it is another layer's output as it is, else NaN."""
+    sources = producers(run, layer)
+    if len(sources) != 1 or sources[0].calls != 1 or layer.calls != 1 or not passes_as_is(sources[0], layer):
+        return np.full(len(count), np.nan)
+    size = run.layer_table("activation_rms")[sources[0].name].to_numpy()
+    entries = run.layer_table("activation_count")[sources[0].name].to_numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        same_rows = entries * (layer.fan_out or 0) == count * (layer.fan_in or 0)
+        return np.where(same_rows, size * np.sqrt(entries), np.nan)

@@ -3,15 +3,16 @@
 What it finds
 The loss does not improve, and the typical weight changes by more than half of its size in a step, or by
 more than 3 % to the run's end, or by more than 3 % in several steps while the loss jumps to twice its
-start.
+start. Where the loss needn't fall, as in adversarial training: steps that change the typical weight by more
+than its own size.
 
 Why it hurts
 The step overshoots every valley; units die or saturate, and the loss oscillates, stays at a plateau or
 diverges.
 
 What it is not
-Large updates of a network that trains well, of tiny or zero-initialised parameters, or of a warm-up's
-first steps.
+Large updates of a network that trains well, of single weights or zero-initialised parameters, or of a
+warm-up's first steps; large updates under which the loss falls a little and never jumped.
 
 Remedies
 A lower learning rate (with a figure), warm-up, gradient clipping.
@@ -30,14 +31,16 @@ import numpy as np
 
 from gradscope.diagnose.outcome import outcome
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import column, median, require_steps, steps_of
+from gradscope.diagnose.series import Array, column, median, require_steps, steps_of
 from gradscope.diagnose.updates import learning_rate, update_ratios
 from gradscope.diagnose.wording import present
-from gradscope.records import Finding, Run
+from gradscope.records import Finding, ParameterInfo, Run
 from gradscope.settings import Settings
 
 NAME = "learning-rate-too-high"
 HEALTHY_RATIO = 3e-3  # the middle of the 1e-3 to 1e-2 of networks that learn, on a logarithmic scale
+FEWEST_ENTRIES = 4  # a single weight may be near zero, and any step large beside it
+ERASED = 1.0  # |update| / |weight| of a step after which nothing of a weight is left
 HEALTHY_PEAK = 0.02  # their first steps under Adam, when weights are as small as they were initialised
 
 
@@ -45,15 +48,22 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     """Find updates that are too large for a loss that does not improve."""
     require_steps(run, settings.patience)
     items, ratios = update_ratios(run)
-    require(np.isfinite(ratios).any(), "no weight's update was recorded")
+    ratios = ratios * _share_of_usual(run, items)
+    ratios = np.where([item.size >= FEWEST_ENTRIES for item in items], ratios, np.nan)
+    require(np.isfinite(ratios).any(), "no weight's update was recorded, but of single weights")
     loss = outcome(run, settings)
-    require(loss.progress != "unknown", "whether the loss improves can't be judged")
     typical = np.array([median(row) for row in ratios])
     level, peak = median(typical), float(np.nanmax(typical))
     high = typical > settings.update_ratio_high
+    erased = loss.progress == "unknown" and int((typical > ERASED).sum()) > 0
+    require(erased or loss.progress != "unknown", "whether the loss improves can't be judged")
     burst, late = peak > settings.update_burst, median(typical[len(typical) // 2 :])
-    jumped = np.nanmax(column(run, "loss")) > settings.divergence_ratio * abs(loss.initial)
+    losses = column(run, "loss")
+    start = max(abs(loss.initial), abs(losses[0])) if np.isfinite(losses[0]) else abs(loss.initial)
+    jumped = np.nanmax(losses) > settings.divergence_ratio * start
     lasts = high.sum() >= settings.patience and (jumped or late > settings.update_ratio_high)
+    if loss.progress == "slow":
+        lasts = lasts and jumped
     if loss.progress == "trains" or not (burst or lasts):
         return None
     rows = np.flatnonzero(high)
@@ -80,3 +90,14 @@ def detect(run: Run, settings: Settings) -> Finding | None:
             loss_improvement=loss.improvement,
         ),
     )
+
+
+def _share_of_usual(run: Run, items: list[ParameterInfo]) -> Array:
+    """Return |weight| / usual |weight| where that is less than 1: no step erases a weight that is next to 0.
+
+    A usual entry has the variance 1 / fan-in (LeCun et al. 1998).
+    """
+    norms = run.parameter_table("weight_norm")[[item.name for item in items]].to_numpy()
+    fans = [max(1, item.size // item.shape[0]) if item.role == "weight" else 1 for item in items]
+    usual = np.sqrt([item.size / fan for item, fan in zip(items, fans, strict=True)])
+    return np.minimum(1.0, norms / usual)

@@ -2,7 +2,9 @@
 
 What it finds
 The typical weight changes by less than 3e-5 of its size in a step all through the run, in the last layers
-too, and the loss does not improve much.
+too, and the loss does not improve much. Or a run has ended in which the loss is stuck and all steps together
+could change the typical weight by no more than 30 % of its size (10 % where the loss falls a little, 1 %
+where it needn't fall, as in adversarial training).
 
 Why it hurts
 Training would take many times the steps it needs.
@@ -15,7 +17,8 @@ Remedies
 A higher learning rate (with a figure), Adam instead of SGD.
 
 Evidence
-update_ratio (median over weights and steps), total_change (update ratio × steps), lr, suggested_factor,
+update_ratio (median over weights and steps), total_change (update ratio × steps), largest_change (that of
+the layer that moves most, under Adam and its kin), lr, suggested_factor,
 loss_improvement.
 
 References
@@ -23,6 +26,8 @@ Bengio 2012; Smith 2017 for the range test.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -36,6 +41,9 @@ from gradscope.settings import Settings
 
 NAME = "learning-rate-too-low"
 HEALTHY_RATIO = 3e-3
+FEWEST_STEPS = 64  # a shorter run has not had the steps to get anywhere
+# Sum over all steps of update / weight below which a network is practically still the one it started as.
+MOVED = {"stuck": 0.3, "slow": 0.1, "unknown": 0.01}
 
 
 def detect(run: Run, settings: Settings) -> Finding | None:
@@ -44,15 +52,17 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     items, ratios = update_ratios(run)
     require(np.isfinite(ratios).any(), "no weight's update was recorded")
     loss = outcome(run, settings)
-    require(loss.progress != "unknown", "whether the loss improves can't be judged")
-    level, highest = (
-        median(ratios),
-        float(np.nanmax([median(ratios[:, index]) for index in range(len(items))])),
-    )
-    small = 0 < level < settings.update_ratio_low and highest < 10 * settings.update_ratio_low
-    if loss.progress == "trains" or not small:
-        return None
+    level = median(ratios)
+    highest = float(np.nanmax([median(ratios[:, index]) for index in range(len(items))]))
     rate, steps = learning_rate(run), int(steps_of(run)[-1]) + 1
+    if loss.progress == "trains" or not level > 0:
+        return None
+    tiny = level < settings.update_ratio_low and highest < 10 * settings.update_ratio_low
+    ended = run.info.status != "running" and steps >= FEWEST_STEPS
+    still = ended and max(level, highest / 10) * steps < MOVED[loss.progress]
+    require(still or loss.progress != "unknown", "whether the loss improves can't be judged")
+    if not (tiny or still):
+        return None
     return Finding(
         NAME,
         "warning",
@@ -64,12 +74,20 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         int(steps_of(run)[0]),
         int(steps_of(run)[-1]),
         f"Updates of 1e-4 to 1e-2 of a weight's size are usual; over {steps} steps these sum to "
-        f"{level * steps:.2g}.",
+        f"{level * steps:.2g} at most.",
         present(
             update_ratio=level,
             total_change=level * steps,
+            # Under plain gradient descent a gradient that fades also shrinks the steps.
+            largest_change=highest * steps if _normalizes(run) else math.nan,
             lr=rate,
-            suggested_factor=HEALTHY_RATIO / level,
+            suggested_factor=max(1.0, HEALTHY_RATIO / level),
             loss_improvement=loss.improvement,
         ),
     )
+
+
+def _normalizes(run: Run) -> bool:
+    """Say whether the optimizer makes steps whose size doesn't depend on the gradient's."""
+    kinds = ("Ada", "NAdam", "RAdam", "RMSprop", "Rprop", "Lion")
+    return bool(run.info.optimizers) and all(item.kind.startswith(kinds) for item in run.info.optimizers)

@@ -8,7 +8,8 @@ They stay as they were initialised; if the layer was meant to learn, something c
 no_grad, .item(), numpy, or a branch that is never called.
 
 What it is not
-Frozen parameters; parameters that are used in some steps only (experts, alternating losses).
+Frozen parameters; a network that trains well without (a note); parameters that are used in some steps
+only (experts, alternating losses).
 
 Remedies
 Code: let the loss depend on them, or leave them out of the optimizer.
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.diagnose.outcome import outcome
+from gradscope.diagnose.outcome import outcome, severity
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import require_steps, steps_of
 from gradscope.diagnose.wording import listed, present
@@ -48,11 +49,11 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     cut = [item for item in always if item.layer in ran]
     named = cut or always
     share = sum(item.size for item in always) / max(1, sum(item.size for item in trained))
-    stuck = outcome(run, settings).progress == "stuck"
+    harm = severity(outcome(run, settings))
     layers = tuple(dict.fromkeys(item.layer for item in named))
     return Finding(
         NAME,
-        "critical" if cut and stuck else "warning" if cut else "note",
+        harm if cut else "note",
         f"{listed([item.name for item in named])} got no gradient in any recorded step.",
         layers,
         tuple(item.name for item in named),

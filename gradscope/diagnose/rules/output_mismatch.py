@@ -29,9 +29,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import dropwhile, pairwise, takewhile, zip_longest
 
-from gradscope.diagnose.architecture import feeds_output, output_layers, producers
+from gradscope.diagnose.architecture import (
+    PASSED_THROUGH,
+    RESHAPING,
+    feeds_output,
+    operations,
+    output_layers,
+    producers,
+)
 from gradscope.diagnose.outcome import Outcome, outcome, severity
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import median, require_steps, steps_of
@@ -48,13 +55,17 @@ LOST_SCALE = (
     0.5  # of the factor c in loss = c mean(r²), which is constant unless the loss isn't what it seems
 )
 HELD_BACK = 0.5  # share of the squared error at the output that a rectifier lets not through
+# Functions that a loss consists of, and those that may stand between it and the output it judges.
+LOSSES = (*ERRORS, "NllLoss", "NllLoss2D", "LogSoftmax", "CrossEntropyLoss", "BinaryCrossEntropyWithLogits")
+GUARDS = ("Clamp", "Log", "Sub", "Rsub")
+SIMPLE = {"Clamp", "Log", "Mean", "Sum", "Neg", "Sub", "Rsub", "Div", "Mul"}
 Mismatch = tuple[int, str, str]
 
 
 def detect(run: Run, settings: Settings) -> Finding | None:
     """Find an output that does not fit its loss."""
     require_steps(run, 1)
-    functions = [str(name) for name in run.info.loss.get("functions", ())]
+    functions = operations(run.info.loss.get("functions", ()))
     require(functions, "the loss function was not recorded")
     outputs = [run.layer(name) for name in output_layers(run) if name in {layer.name for layer in run.layers}]
     loss = outcome(run, settings)
@@ -65,12 +76,12 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     if found is None:
         return None
     number, message, cause = found
-    always = number == 7 or (number in (1, 5) and loss.progress != "trains")
+    always = number in (5, 7) or (number == 1 and loss.progress != "trains")
     return Finding(
         NAME,
         "critical" if always else severity(loss),
         message,
-        tuple(layer.name for layer in outputs[:1]),
+        tuple(_unshaped(run, layer).name for layer in outputs[:1]),
         (),
         int(steps_of(run)[0]),
         int(steps_of(run)[-1]),
@@ -115,9 +126,8 @@ def _mismatch(run: Run, functions: list[str], outputs: list[LayerInfo], final: f
             f"{twice} is applied to {name} before a loss that applies it itself.",
             "It squeezes the outputs, so the loss can't come near zero.",
         )
-    if "NllLoss" in text and not any(
-        "Log" in function for function in functions if "NllLoss" not in function
-    ):
+    logarithm = any("Log" in part for part in [*functions, *(layer.kind for layer in outputs)])
+    if "NllLoss" in text and not logarithm:
         return (
             4,
             f"The negative log-likelihood of {name} is taken without a logarithm.",
@@ -133,42 +143,56 @@ def _mismatch(run: Run, functions: list[str], outputs: list[LayerInfo], final: f
 
 
 def _activations(run: Run, functions: list[str], outputs: list[LayerInfo]) -> set[str]:
-    """Return the activations between the last weights and the loss."""
-    found = {layer.activation for layer in outputs if layer.activation}
-    found |= {layer.activation for layer in run.layers if layer.activation and feeds_output(run, layer)}
-    named = {"SoftmaxBackward0": "softmax", "SigmoidBackward0": "sigmoid", "TanhBackward0": "tanh"}
-    found |= {named[function] for function in functions if function in named}
+    """Return the activations between the last weights and the loss, if one output goes to it directly.
+
+    Elsewhere, as in a mixture of experts or behind pooling by attention, a softmax may be a gate.
+    """
+    own = [index for index, name in enumerate(functions) if name in LOSSES]
+    behind = [name for name in functions[own[-1] + 1 if own else 0 :] if name not in RESHAPING]
+    behind = list(dropwhile(lambda name: name in GUARDS, behind))
+    named = {"Softmax": "softmax", "Sigmoid": "sigmoid", "Tanh": "tanh"}
+    if len(outputs) != 1 or not set(behind[1:] if behind[:1] and behind[0] in named else behind) <= SIMPLE:
+        return set()
+    found = [layer.activation for layer in run.layers if feeds_output(run, layer)]
+    found += [outputs[0].activation, named.get(behind[0]) if behind else None]
     return {name for name in found if name}
 
 
 def _applied_twice(functions: list[str], activations: set[str]) -> str:
-    text = " ".join(functions)
-    if "softmax" in activations and ("LogSoftmax" in text or "CrossEntropyLoss" in text):
+    if "softmax" in activations and ("LogSoftmax" in functions or "CrossEntropyLoss" in functions):
         return "Softmax"
-    return "Sigmoid" if "sigmoid" in activations and "WithLogits" in text else ""
+    logits = any(name.endswith("WithLogits") for name in functions)
+    return "Sigmoid" if "sigmoid" in activations and logits else ""
 
 
 def _broadcast(shapes: Sequence[Sequence[int]]) -> tuple[Sequence[int], Sequence[int]] | None:
-    """Return the first two shapes that differ although they hold the same numbers of entries or broadcast."""
+    """Return the first two shapes that hold the same number of entries and yet broadcast to more."""
     known = [tuple(shape) for shape in shapes if shape is not None]
     for first, second in pairwise(known):
-        if first != second and len(first) != len(second) and math.prod(first) == math.prod(second) > 1:
-            return first, second
+        if len(first) != len(second) and math.prod(first) == math.prod(second) > 1:
+            aligned = zip_longest(reversed(first), reversed(second), fillvalue=1)
+            if math.prod(max(pair) for pair in aligned) > math.prod(first):
+                return first, second
     return None
 
 
 def _never_negative(functions: list[str]) -> bool:
     """Say whether a loss is an error that can't be negative, but for a factor."""
-    names = [name.removesuffix("Backward0") for name in functions]
-    first = next((name for name in names if name not in ("Neg", "Mul", "Div", "Mean", "Sum")), "")
+    outer = list(takewhile(lambda name: name in ("Neg", "Mul", "Div", "Mean", "Sum"), functions))
+    first = functions[len(outer)] if len(outer) < len(functions) else ""
+    reduced = [index for index, name in enumerate(outer) if name in ("Mean", "Sum")]
+    if reduced and {"Mul", "Neg"} & set(outer[reduced[0] :]):
+        return False  # each sample's error has a weight of its own, which may be negative
     if first == "NllLoss":
-        return "LogSoftmax" in names
+        return "LogSoftmax" in functions
     return first in ERRORS
 
 
 def _residuals(run: Run, squared: SquaredError, loss: Outcome, settings: Settings) -> Mismatch | None:
     """Judge a squared error by what its gradient tells of the targets."""
-    name, activation = squared.layer.name, squared.layer.activation
+    name = squared.layer.name
+    last = _unshaped(run, squared.layer)
+    activation = last.activation
     tail = slice(-max(settings.patience, len(run.steps) // 10), None)
     kept = median(squared.scale[tail]) / median(squared.scale[:3])
     if kept < LOST_SCALE:
@@ -186,10 +210,10 @@ def _residuals(run: Run, squared: SquaredError, loss: Outcome, settings: Setting
             f"{name} can only give {low:g} to {high:g}, the targets lie outside.",
             f"It misses one by {missed:.3g}, which is impossible if they lay inside.",
         )
-    if activation in RECTIFIED and _held_back(run, squared.layer, tail) > HELD_BACK:
+    if activation in RECTIFIED and _held_back(run, last, tail) > HELD_BACK:
         return (
             9,
-            f"The rectifier {name} at the output holds back most of the error.",
+            f"The rectifier {last.name} at the output holds back most of the error.",
             "Where it gives 0 no gradient passes, and no target below 0 can be reached.",
         )
     scale = _target_rms(run, squared)
@@ -200,6 +224,13 @@ def _residuals(run: Run, squared: SquaredError, loss: Outcome, settings: Setting
             f"A network starts with outputs near 1 and moves them by small steps; {loss.text}.",
         )
     return None
+
+
+def _unshaped(run: Run, layer: LayerInfo) -> LayerInfo:
+    """Return the layer whose output this one shows, perhaps in another shape."""
+    while layer.activation is None and layer.role in PASSED_THROUGH and len(producers(run, layer)) == 1:
+        layer = producers(run, layer)[0]
+    return layer
 
 
 def _held_back(run: Run, layer: LayerInfo, rows: slice) -> float:

@@ -2,7 +2,8 @@
 
 What it finds
 fan-in × variance of the initial weights more than ten times below or above the critical value for the
-activation, in most layers, in a network without normalisation that does not train well.
+activation, in most layers, in a network without normalisation that does not train well. Or an output layer as
+much above 1, so that the first loss is more than twice that of a constant guess.
 
 Why it hurts
 Each layer shrinks or blows up signal and gradient by the same factor, and depth raises it to a power.
@@ -33,37 +34,42 @@ from gradscope.diagnose import theory
 from gradscope.diagnose.architecture import (
     WeightLayer,
     activation_after,
+    feeds_output,
     names,
     normalized_after,
     skips,
     weight_layers,
     weights,
 )
-from gradscope.diagnose.outcome import outcome, severity
+from gradscope.diagnose.outcome import Outcome, outcome, severity
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import Array, log, median, require_steps
+from gradscope.diagnose.series import Array, column, log, median, require_steps
 from gradscope.diagnose.wording import listed, present
 from gradscope.records import Finding, Run
 from gradscope.settings import Settings
 
 NAME = "poor-initialization"
+LOUD = 2.0  # first loss / that of a constant guess; an untrained network's is 0.95 to 1.5
 LARGEST_USUAL = 2.0  # He's; the critical variance of GELU (4) or sigmoid (103) is in nobody's use
 
 
 def detect(run: Run, settings: Settings) -> Finding | None:
     """Find initial weights that are far from the critical variance in most layers."""
     require_steps(run, 1)
-    require(not skips(run), "skip connections bypass layers: no variance of theirs is critical")
-    factors = {item: _factor(run, item) for item in weight_layers(run)}
-    judged = {item: factor for item, factor in factors.items() if math.isfinite(factor)}
+    loss = outcome(run, settings)
+    layers = weight_layers(run)
+    # Skip connections bypass layers: no variance of theirs is critical.
+    inner = {} if skips(run) else {item: _factor(run, item) for item in layers}
+    inner = {item: factor for item, factor in inner.items() if math.isfinite(factor)}
+    loud = {item: _loudness(run, item, loss) for item in layers if feeds_output(run, item.layer)}
+    loud = {item: factor for item, factor in loud.items() if factor > settings.sigma_w2_factor}
+    judged = inner | loud
     require(judged, "no layer's initial weights can be compared with theory")
     off = [
-        item for item, factor in judged.items() if abs(math.log(factor)) > math.log(settings.sigma_w2_factor)
+        item for item, factor in inner.items() if abs(math.log(factor)) > math.log(settings.sigma_w2_factor)
     ]
-    if not off or 2 * len(off) < len(judged):
-        return None
-    loss = outcome(run, settings)
-    if loss.progress == "trains":
+    off = [*(off if 2 * len(off) >= len(inner) else []), *loud]
+    if not off or loss.progress == "trains":
         return None
     factor = math.exp(median(log(np.array([judged[item] for item in off]))))
     sigma = median(_sigmas(off))
@@ -85,7 +91,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
             critical_sigma_w2=sigma / factor,
             factor=factor,
             layers_off=len(off),
-            depth=len(factors),
+            depth=len(layers),
             loss_improvement=loss.improvement,
         ),
     )
@@ -101,6 +107,15 @@ def _factor(run: Run, item: WeightLayer) -> float:
     critical = min(theory.critical_sigma_w2(activation), LARGEST_USUAL)
     # Weights that are all zero or all alike are another ailment's.
     return theory.sigma_w2(deviation, item.layer.fan_in) / critical if deviation > 0 else math.nan
+
+
+def _loudness(run: Run, item: WeightLayer, loss: Outcome) -> float:
+    """Return sigma_w² of an output layer whose first loss is far above a guess's, else 0."""
+    first = float(column(run, "loss")[0])
+    loud = int(run.steps["step"].iloc[0]) == 0 and first > LOUD * loss.chance
+    if not loud or not item.layer.fan_in:
+        return 0.0
+    return theory.sigma_w2(float(item.weight.initial.get("std", 0.0)), item.layer.fan_in)
 
 
 def _sigmas(items: list[WeightLayer]) -> Array:

@@ -2,7 +2,8 @@
 
 What it finds
 A tanh, sigmoid or similar layer inside the network in which more than half of the outputs have a
-derivative under 5 % of the largest, over several recorded steps.
+derivative under 5 % of the largest, over several recorded steps. Where the loss falls nevertheless, it must
+also pass on less than a tenth of the gradient signal that it could.
 
 Why it hurts
 The gradient through such a unit is next to zero: what lies below hardly learns.
@@ -17,7 +18,8 @@ unbounded activation.
 
 Evidence
 saturated_fraction (of the worst layer), saturated_layers, saturated_at_start, expected_fraction (for
-pre-activations of variance 1), preactivation_rms, loss_improvement.
+pre-activations of variance 1), preactivation_rms, passed_share (of the gradient signal, relative to the
+largest slope), loss_improvement.
 
 References
 Glorot and Bengio 2010.
@@ -31,9 +33,9 @@ import numpy as np
 
 from gradscope.diagnose import theory
 from gradscope.diagnose.architecture import feeds_output, producers
-from gradscope.diagnose.outcome import outcome, severity
+from gradscope.diagnose.outcome import Outcome, outcome, prevails, severity
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import longest_stretch, median, prevails, require_steps
+from gradscope.diagnose.series import Stretch, longest_stretch, median, require_steps
 from gradscope.diagnose.wording import listed, present
 from gradscope.records import Finding, Run
 from gradscope.settings import Settings
@@ -62,7 +64,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     activation = run.layer(start).activation or ""
     return Finding(
         NAME,
-        severity(loss, any(prevails(stretch, run) for stretch in held.values())),
+        severity(loss, any(_matters(run, name, stretch, loss, settings) for name, stretch in held.items())),
         f"{share:.0%} of the outputs of {start} sit at the flat ends of {activation} ({listed(layers)}).",
         tuple(layers),
         (),
@@ -77,9 +79,28 @@ def detect(run: Run, settings: Settings) -> Finding | None:
             if theory.known(activation)
             else math.nan,
             preactivation_rms=size,
+            passed_share=_passed(run, start, first.rows),
             loss_improvement=loss.improvement,
         ),
     )
+
+
+def _matters(run: Run, name: str, stretch: Stretch, loss: Outcome, settings: Settings) -> bool:
+    """Say whether saturation lasted, and, if the loss falls all the same, whether it blocks the gradient."""
+    if not prevails(stretch, run, settings):
+        return False
+    return loss.progress == "stuck" or _passed(run, name, stretch.rows) < settings.passed_share
+
+
+def _passed(run: Run, name: str, rows: slice) -> float:
+    """Return the signal before an activation as a share of what its largest slope would pass on."""
+    signal = run.layer_table("signal_rms")
+    before = [signal[source.name].to_numpy()[rows] for source in producers(run, run.layer(name))]
+    activation = run.layer(name).activation or ""
+    if len(before) != 1 or not theory.known(activation):
+        return math.nan
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return median(before[0] / signal[name].to_numpy()[rows]) / theory.largest_slope(activation)
 
 
 def _preactivation(run: Run, name: str, rows: slice) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -35,7 +35,7 @@ def admit(build: Callable[..., Any], seed: int) -> Patient | pl.LightningModule:
     if isinstance(built, tuple) and len(built) == 3:
         built = Patient(*built)
     if isinstance(built, Patient):
-        return Patient(built.model, _factory(built.model, built.optimizer), built.loss)
+        return replace(built, optimizer=optimizer_like(built.model, built.optimizer))
     if isinstance(built, pl.LightningModule) or _is_lightning_twin(built):
         return built  # type: ignore[no-any-return]
     raise GradscopeError(
@@ -60,12 +60,13 @@ def _takes_a_seed(build: Callable[..., Any]) -> bool:
     return any(item.kind in positional and item.default is item.empty for item in parameters)
 
 
-def _factory(
+def optimizer_like(
     model: nn.Module, optimizer: Optimizer | Callable[[nn.Module], Optimizer]
 ) -> Callable[[nn.Module], Optimizer]:
     """Return what makes the optimizer: from an optimizer, what makes its like for a changed copy of a model.
 
     Groups are found again by the names of their parameters; what a remedy added joins the first group.
+    Parameters that aren't the model's stay: to have been given another model's is an ailment of its own.
     """
     if not isinstance(optimizer, Optimizer):
         return optimizer
@@ -73,11 +74,12 @@ def _factory(
     groups = [
         (
             {names[id(item)] for item in group["params"] if id(item) in names},
+            [item for item in group["params"] if id(item) not in names],
             {k: v for k, v in group.items() if k != "params"},
         )
         for group in optimizer.param_groups
     ]
-    known = set().union(*(members for members, _ in groups))
+    known = set().union(*(members for members, _, _ in groups))
     kind: Any = type(optimizer)
     unoptimized = set(names.values()) - known
 
@@ -85,9 +87,9 @@ def _factory(
         parameters = dict(changed.named_parameters())
         new = [name for name in parameters if name not in known and name not in unoptimized]
         made = []
-        for index, (members, options) in enumerate(groups):
+        for index, (members, foreign, options) in enumerate(groups):
             chosen = [name for name in parameters if name in members] + (new if index == 0 else [])
-            made.append({**options, "params": [parameters[name] for name in chosen]})
+            made.append({**options, "params": [*(parameters[name] for name in chosen), *foreign]})
         return kind([group for group in made if group["params"]])  # type: ignore[no-any-return]
 
     return make

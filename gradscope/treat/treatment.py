@@ -69,7 +69,7 @@ def treat(
     _claim(plan)
     first = _patient_trial(plan, 0)
     report = examine(read_run(first.run))
-    chosen = _prescribed(report) if remedies == "prescribed" else tuple(_checked(remedies))
+    chosen = prescribed(report) if remedies == "prescribed" else tuple(_checked(remedies))
     patients: list[Trial] = []
     tried: dict[int, list[Trial]] = {index: [] for index in range(len(chosen))}
     complete = True
@@ -110,7 +110,7 @@ def _checked(remedies: str | Sequence[Remedy]) -> Iterator[Remedy]:
         yield remedy
 
 
-def _prescribed(report: Report) -> tuple[Remedy, ...]:
+def prescribed(report: Report) -> tuple[Remedy, ...]:
     """Return what the report prescribes for its root causes, most urgent first, each change once."""
     chosen: dict[str, Remedy] = {}
     for finding in report.findings:

@@ -74,8 +74,8 @@ def section(title: str, runs: Sequence[Treated]) -> str:
     parts = [
         f"### {title.capitalize()} families",
         f"{len({run.program.name for run in runs})} programs, {len(runs)} ailing runs. In {len(curable)} a "
-        f"remedy can reach the fault; {len(edits)} need an edit of the user's code, and for {asked} of those an "
-        "edit is what gradscope prescribes first.",
+        f"remedy can reach the fault; {len(edits)} need an edit of the user's code, and for {asked} of "
+        "those an edit is what gradscope prescribes first.",
         _table(curable),
         _by_family(runs),
         _differences(curable),

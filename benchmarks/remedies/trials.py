@@ -107,7 +107,7 @@ class Scale:
 
 
 class _Seen(nn.Module):
-    """The model as loss and score see it: inputs standardised on the way in, outputs brought back behind it."""
+    """The model as loss and score see it: inputs standardised before it, outputs brought back behind it."""
 
     def __init__(self, model: nn.Module, inputs: Scale | None, outputs: Scale | None, cast: bool):
         super().__init__()

@@ -52,6 +52,8 @@ def attempt(name: str, seed: int, action: Action) -> Trial:
         trial = Trial(improvement(Outcome(reached, recorded.outcome.chance), twin.outcome.score))
     except SurgeryRefused as reason:
         trial = Trial(refused=str(reason))
+    except Exception as error:  # as a treatment says it, too: what can't be trained was no remedy
+        trial = Trial(refused=f"training failed: {type(error).__name__}: {error}")
     note.parent.mkdir(exist_ok=True)
     note.write_text(json.dumps(vars(trial)))
     return trial

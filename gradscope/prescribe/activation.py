@@ -46,7 +46,8 @@ def replace_squashing(case: Case) -> Remedy | None:
     if case.activation not in SQUASHING or (case.finding.rule == "poor-initialization" and _shallow(case)):
         return None
     risk = born_dead(len(case.hidden), case.width)
-    target = "relu" if risk < _RISK else "tanh"
+    recurrence = any(case.is_repeated(layer) for layer in case.weighted)
+    target = "relu" if risk < _RISK and not recurrence else "tanh"
     slope = {"sigmoid": "0.25", "hardsigmoid": "0.17"}.get(case.activation)
     why = (
         f"The slope of {case.activation} is at most {slope}, so no scale of the weights keeps the gradient "
@@ -54,7 +55,9 @@ def replace_squashing(case: Case) -> Remedy | None:
         if slope
         else f"{case.activation} flattens out, and with its slope the gradient fades."
     )
-    if target == "tanh":
+    if recurrence:
+        why += " In a recurrence tanh keeps the state bounded, which ReLU does not."
+    elif target == "tanh":
         why += f" ReLU would be born dead with probability {figure(risk)} at this width."
     return replacement(case, target, why, initial=True)
 

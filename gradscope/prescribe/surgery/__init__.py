@@ -5,7 +5,7 @@ An action is a mapping with "do", the name of an operation, and its arguments:
 - "replace-activation": to, from (names of those to replace; all hidden ones if absent), layers (modules)
 - "initialize": scheme ("own", "he", "xavier", "lecun", "orthogonal", "lsuv", or one for each layer), layers
 - "normalize": norm ("batch", "layer", "group"), layers (those whose activations it goes before)
-- "replace-norm": norm, layers · "set-epsilon": eps, layers
+- "replace-norm": norm ("layer", "group", "none"), layers · "set-epsilon": eps, layers
 - "residual": layers, scale (of the branch) · "widen": factor
 - "freeze", "unfreeze": parameters
 - "train": a change of the training, see gradscope.prescribe.training; the model stays as it is

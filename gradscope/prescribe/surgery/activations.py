@@ -19,7 +19,7 @@ from gradscope.prescribe.surgery.activation_kinds import (
     kind_of_module,
 )
 from gradscope.prescribe.surgery.forward_pass import owners, rewrite
-from gradscope.prescribe.surgery.structure import Level, Levels, weighted
+from gradscope.prescribe.surgery.structure import Level, Levels, executed, weighted
 
 
 def replace_activations(model: nn.Module, action: Mapping[str, Any], batch: Any) -> None:
@@ -74,26 +74,16 @@ def _suits(kind: str | None, wanted: tuple[str, ...], to: str) -> bool:
 
 def _hidden_modules(model: nn.Module, wanted: tuple[str, ...], to: str) -> list[str]:
     """Return the activation modules that come before the last weighted layer and gate nothing."""
-    order = {name: place for place, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
+    order = {name: place for place, name in enumerate(executed(model))}
     last = max((order[name] for name in weighted(model)), default=-1)
     levels = Levels(model)
     found: dict[int, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if name and _suits(kind_of_module(module), wanted, to) and not _is_gate(levels, name):
-            before_output = order[name] < last or _is_shared_or_inner(levels, model, name)
+            before_output = order.get(name, last) < last
             if before_output:
                 found.setdefault(id(module), name)
     return list(found.values())
-
-
-def _is_shared_or_inner(levels: Levels, model: nn.Module, name: str) -> bool:
-    """Say whether an activation registered behind all weights runs before some of them nevertheless."""
-    try:
-        level, short = levels.of(name)
-    except SurgeryRefused:
-        return False
-    calls = [node for node in level.graph.nodes if node.op == "call_module" and node.target == short]
-    return any(_reaches_weights(level, node) for node in calls)
 
 
 def _is_gate(levels: Levels, name: str) -> bool:

@@ -8,9 +8,10 @@ from gradscope.prescribe.paste import block, figure, rounded
 from gradscope.records import Remedy
 
 # |update| / |weight| of the first step of networks that learn quickly, whatever their optimizer and width.
-FIRST_STEP = 2e-2
+FIRST_STEP = 3e-2
 _LOW_ENOUGH = 1e-3  # a rate whose updates are this small is not what ails
 _SMALLEST_CHANGE, _FALLBACK_CHANGE, _LARGEST_CHANGE = 3.0, 10.0, 1e6
+_NEIGHBOUR = 5.0
 _WARMUP_SHARE = 0.1
 _COARSE = 2.0**-9  # what half of bfloat16's spacing is, relative to a weight
 _OF_THE_RATE = ("learning-rate-too-high", "loss-divergence", "non-finite", "dead-units")
@@ -32,7 +33,7 @@ def lower_if_blown_up(case: Case) -> Remedy | None:
 
 
 def lower(case: Case) -> Remedy | None:
-    """Lower the rate so that the first step changes the weights by about 2 %."""
+    """Lower the rate so that the first step changes the weights by about 3 %."""
     ratio = case.number("update_ratio") or case.update_ratio
     if not case.lr or (case.finding.rule not in _OF_THE_RATE and ratio is not None and ratio <= _LOW_ENOUGH):
         return None
@@ -40,8 +41,21 @@ def lower(case: Case) -> Remedy | None:
 
 
 def higher(case: Case) -> Remedy | None:
-    """Raise the rate so that the first step changes the weights by about 2 %."""
+    """Raise the rate so that the first step changes the weights by about 3 %."""
     return _changed(case, case.lr, _factor(case, case.lr, down=False)) if case.lr else None
+
+
+def lower_further(case: Case) -> Remedy | None:
+    """Lower the rate to a fifth of that, as the share of 3 % fits no network exactly."""
+    if lower(case) is None or not case.lr:
+        return None
+    return _changed(case, case.lr, 1 / (_NEIGHBOUR * _factor(case, case.lr, down=True)))
+
+
+def higher_less(case: Case) -> Remedy | None:
+    """Raise the rate to a fifth of that, as the share of 3 % fits no network exactly."""
+    factor = _factor(case, case.lr, down=False) / _NEIGHBOUR if case.lr else 0.0
+    return _changed(case, case.lr, factor) if case.lr and factor > _SMALLEST_CHANGE else None
 
 
 def higher_if_rounded_away(case: Case) -> Remedy | None:
@@ -52,7 +66,7 @@ def higher_if_rounded_away(case: Case) -> Remedy | None:
 
 
 def fitting_rate(case: Case) -> float | None:
-    """Return the rate at which the first step changes the weights by about 2 %, None if none was measured."""
+    """Return the rate at which the first step changes the weights by about 3 %, None if none was measured."""
     if case.first_update is None:
         return None
     ratio, rate = case.first_update

@@ -129,10 +129,14 @@ def test_exploding_layers_get_adam_as_well_where_sgd_trained_them() -> None:
     assert not training_change(adam.action)
 
 
-def test_vanishing_through_sigmoids_gets_relu_or_tanh_where_relu_would_die() -> None:
+def test_vanishing_through_sigmoids_gets_relu_or_elu_where_relu_would_die() -> None:
     assert "ReLU, with He" in first("vanishing-gradient", mlp_run(activation="sigmoid")).title
     narrow = first("vanishing-gradient", mlp_run(depth=13, width=5, activation="sigmoid"))
-    assert "Tanh, with Xavier" in narrow.title
+    assert "ELU, with Xavier" in narrow.title
+    run = mlp_run(activation="sigmoid")
+    repeated = replace(run.layers[2], calls=20)
+    layers = (*run.layers[:2], repeated, *run.layers[3:])
+    assert "Tanh" in first("vanishing-gradient", replace(run, info=replace(run.info, layers=layers))).title
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh", "gelu"])
@@ -147,8 +151,8 @@ def test_shallow_networks_may_have_batch_norm_unless_batches_are_tiny() -> None:
 
 
 def test_units_that_died_in_training_get_a_smaller_rate_and_those_born_dead_do_not() -> None:
-    run = mlp_run(parameter_values={"update_ratio": 0.4})
-    assert first("dead-units", run, dead_at_start=0.0).title == "Lower the learning rate from 0.1 to 0.005"
+    run = mlp_run(parameter_values={"update_ratio": 0.3})
+    assert first("dead-units", run, dead_at_start=0.0).title == "Lower the learning rate from 0.1 to 0.01"
     assert "rate" not in titles("dead-units", run, dead_at_start=1.0)
     assert "LeakyReLU" in titles("dead-units", run, dead_at_start=1.0)
 
@@ -156,10 +160,10 @@ def test_units_that_died_in_training_get_a_smaller_rate_and_those_born_dead_do_n
 def test_the_rate_follows_the_first_update_which_nothing_has_disturbed_yet() -> None:
     run = mlp_run(parameter_values={"update_ratio": 0.2})
     remedy = first("learning-rate-too-high", run, suggested_factor=1e-6)
-    assert remedy.action["rate"] == 0.01
-    assert remedy.expected == "First update 0.2 → 0.02 of the weights."
+    assert remedy.action["rate"] == 0.02
+    assert remedy.expected == "First update 0.2 → 0.04 of the weights."
     low = first("learning-rate-too-low", mlp_run(parameter_values={"update_ratio": 1e-5}))
-    assert low.action["rate"] == 200.0
+    assert low.action["rate"] == 300.0
     unmeasured = mlp_run(parameter_values={"update_ratio": float("nan")})
     assert first("learning-rate-too-low", unmeasured, suggested_factor=20.0).action["rate"] == 2.0
     assert first("learning-rate-too-high", unmeasured).action["rate"] == 0.01

@@ -21,7 +21,6 @@ from benchmarks.verdicts.program import Adversaries, Batch, Outcome, Program, Se
 from benchmarks.verdicts.training import score, shuffled
 from gradscope.errors import SurgeryRefused
 from gradscope.prescribe import surgery
-from gradscope.prescribe.surgery.running import run
 from gradscope.prescribe.training import Clipping, TrainingChange, training_change
 from gradscope.treat.patient import optimizer_like
 from gradscope.treat.training import changed_optimizer
@@ -140,11 +139,7 @@ def _train(setup: Setup, seed: int, action: Action, change: TrainingChange) -> f
 def _first_batch(model: nn.Module, setup: Setup) -> Tensor | None:
     """Return a batch on which surgery can check its work; None if the model isn't called like that."""
     inputs = setup.data[0][: setup.batch_size]
-    try:
-        run(model, inputs)
-    except Exception:  # whatever it is, the program itself is trained by its own loss
-        return None
-    return inputs
+    return inputs if surgery.runs(model, inputs) else None
 
 
 def _in_precision(setup: Setup, treated: nn.Module, precision: str) -> Setup:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
@@ -31,7 +32,10 @@ class Patient:
 def admit(build: Callable[..., Any], seed: int) -> Patient | pl.LightningModule:
     """Build the patient of a seed; GradscopeError if what was built can't be trained."""
     torch.manual_seed(seed)
-    built = build(seed) if _takes_a_seed(build) else build()
+    try:
+        built = build(seed) if _takes_a_seed(build) else build()
+    except Exception as error:
+        raise GradscopeError(f"treat's build function failed: {type(error).__name__}: {error}") from error
     if isinstance(built, tuple) and len(built) == 3:
         built = Patient(*built)
     if isinstance(built, Patient):
@@ -102,13 +106,13 @@ def draw_batches(data: Any, steps: int, seed: int) -> list[Any]:
     GradscopeError if it is empty.
     """
     torch.manual_seed(seed)
-    source = _loader(data(seed) if callable(data) and not isinstance(data, Iterable) else data)
-    batches: list[Any] = []
-    for batch in _endless(source):
-        batches.append(batch)
-        if len(batches) == steps:
-            break
-    return batches
+    try:
+        source = _loader(data(seed) if callable(data) and not isinstance(data, Iterable) else data)
+        return list(islice(_endless(source), steps))
+    except GradscopeError:
+        raise
+    except Exception as error:
+        raise GradscopeError(f"treat's data failed: {type(error).__name__}: {error}") from error
 
 
 def _loader(data: Any) -> Iterable[Any]:
@@ -117,7 +121,9 @@ def _loader(data: Any) -> Iterable[Any]:
         data.setup("fit")
         data = data.train_dataloader()
     if not isinstance(data, Iterable):
-        raise GradscopeError(f"treat's data must be an iterable of batches; got {type(data).__name__}")
+        raise GradscopeError(
+            f"treat's data must be an iterable of batches, such as a DataLoader; got {type(data).__name__}"
+        )
     return data
 
 

@@ -32,12 +32,12 @@ from gradscope.prescribe.surgery.optimization import (
     warm_up,
 )
 from gradscope.prescribe.surgery.residual import add_residuals
-from gradscope.prescribe.surgery.running import check_shape
+from gradscope.prescribe.surgery.running import check_shape, runs
 from gradscope.prescribe.surgery.width import widen
 from gradscope.prescribe.training import steps_of
 from gradscope.records import Remedy
 
-__all__ = ["apply", "change_optimizer", "clip_gradients", "warm_up"]
+__all__ = ["apply", "change_optimizer", "clip_gradients", "runs", "warm_up"]
 
 Operation = Callable[[nn.Module, Mapping[str, Any], Any], None]
 

@@ -149,7 +149,11 @@ def _replace_calls(model: nn.Module, wanted: tuple[str, ...], to: str) -> int:
     for name, owner in owners(model):
         if isinstance(owner, nn.Sequential) or not _mentions(owner, wanted, to):
             continue
-        level = levels.at(owner, name)
+        try:
+            level = levels.at(owner, name)
+        except SurgeryRefused as reason:
+            old = " or ".join(wanted) or "the activation"
+            raise SurgeryRefused(f"{reason}; write {_call_of(to)} there for {old}") from None
         calls = [
             node
             for node in level.graph.nodes
@@ -171,6 +175,12 @@ def _replace_call(graph: fx.Graph, node: fx.Node, to: str) -> None:
         new = node.args[0] if to == "identity" else graph.call_function(as_function(to), (node.args[0],))
     node.replace_all_uses_with(new)  # type: ignore[arg-type]
     graph.erase_node(node)
+
+
+def _call_of(to: str) -> str:
+    if to == "identity":
+        return "x"
+    return f"torch.{to}(x)" if to in ("tanh", "sigmoid") else f"torch.nn.functional.{to}(x)"
 
 
 def _mentions(owner: nn.Module, wanted: tuple[str, ...], to: str) -> bool:

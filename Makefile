@@ -36,5 +36,8 @@ bench: $(STAMP) ## Measure what recording costs, beside what people use today
 bench-verdicts: $(STAMP) ## Judge over 300 programs beside six other tools: false alarms, causes, layers
 	$(BIN)/python benchmarks/verdicts/run.py
 
+bench-remedies: $(STAMP) ## Try what is prescribed on every ailing program, beside two other orders of repair
+	$(BIN)/python benchmarks/remedies/run.py
+
 clean: ## Remove .venv, caches and recorded runs
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info gradscope_runs lightning_logs

@@ -42,11 +42,15 @@ _ALL = 0.999
 
 
 def replace_squashing(case: Case) -> Remedy | None:
-    """Put ReLU and He's initialisation, or tanh and Xavier's in narrow deep networks, for a sigmoid."""
+    """Put ReLU with He's initialisation for a sigmoid; ELU where ReLU may be born dead; tanh in recurrences.
+
+    ELU and not tanh in narrow deep networks is what benchmarks/remedies taught.
+    """
     if case.activation not in SQUASHING or (case.finding.rule == "poor-initialization" and _shallow(case)):
         return None
     risk = born_dead(len(case.hidden), case.width)
-    target = "relu" if risk < _RISK else "tanh"
+    recurrence = any(case.is_repeated(layer) for layer in case.weighted)
+    target = "tanh" if recurrence else "relu" if risk < _RISK else "elu"
     slope = {"sigmoid": "0.25", "hardsigmoid": "0.17"}.get(case.activation)
     why = (
         f"The slope of {case.activation} is at most {slope}, so no scale of the weights keeps the gradient "
@@ -54,8 +58,13 @@ def replace_squashing(case: Case) -> Remedy | None:
         if slope
         else f"{case.activation} flattens out, and with its slope the gradient fades."
     )
-    if target == "tanh":
-        why += f" ReLU would be born dead with probability {figure(risk)} at this width."
+    if recurrence:
+        why += " In a recurrence tanh keeps the state bounded, which ReLU does not."
+    elif target == "elu":
+        why += (
+            f" ReLU would be born dead with probability {figure(risk)} at this width; no unit of ELU dies "
+            "(Clevert et al. 2016)."
+        )
     return replacement(case, target, why, initial=True)
 
 

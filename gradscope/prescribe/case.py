@@ -16,6 +16,7 @@ from gradscope.settings import Settings
 
 _TRANSPARENT = ("normalization", "dropout", "shape", "pooling")
 _WEIGHTED = ("linear", "convolution")
+_RECURRENCE = 4  # calls of one layer in a step
 _NOT_HIDDEN = ("softmax", "log_softmax", "softmin", "glu")
 
 
@@ -212,6 +213,37 @@ class Case:
         values = _finite(table[names].to_numpy())
         values = values[values > 0]
         return float(np.median(values)) if len(values) else None
+
+    @cached_property
+    def first_update(self) -> tuple[float, float] | None:
+        """Median over weights of |update| / |weight| at the first step with an update, and that step's rate.
+
+        Nothing has blown up or faded yet at that step, so it tells what a rate does to this network.
+        """
+        if "lr" not in self.run.steps:
+            return None
+        table = self.run.parameter_table("update_ratio")
+        names = [item.name for item in self.weights if item.name in table.columns]
+        rates = dict(zip(self.run.steps["step"], self.run.steps["lr"], strict=True))
+        for step, row in table[names].iterrows():
+            moved = _finite(row.to_numpy())
+            moved, rate = moved[moved > 0], float(rates.get(step, math.nan))
+            if len(moved) and rate > 0:
+                return float(np.median(moved)), rate
+        return None
+
+    @cached_property
+    def weight_size(self) -> float | None:
+        """Median over weights of their initial root mean square, None if unknown."""
+        table = self.run.parameter_table("weight_rms")
+        names = [item.name for item in self.weights if item.name in table.columns]
+        values = _finite(table[names].iloc[0].to_numpy()) if len(table) else np.array([])
+        values = values[values > 0]
+        return float(np.median(values)) if len(values) else None
+
+    def is_repeated(self, layer: LayerInfo) -> bool:
+        """Say whether a step calls a layer so often that it is a recurrence written by hand."""
+        return layer.calls >= _RECURRENCE
 
     @cached_property
     def peak_update_ratio(self) -> float | None:

@@ -8,6 +8,7 @@ from statistics import median
 
 from gradscope.prescribe.case import Case
 from gradscope.prescribe.gains import gain_at, gain_with, scheme_for
+from gradscope.prescribe.optimizer import adam_action, adam_code, adam_rate
 from gradscope.prescribe.paste import block, figure, name_list, some, through
 from gradscope.records import LayerInfo, Remedy
 
@@ -28,6 +29,7 @@ _CALLS = {
 _VARIANCE = {"he": 2.0, "xavier": 1.0, "lecun": 1.0, "orthogonal": 1.0}
 _SAME = 1.3
 _AT_ONCE = 2
+_SHUT = -1.0  # mean bias; pre-activations of usual weights have size 1
 FADED = 1e-3  # a gradient of which less than this arrives at the first layer has vanished
 
 
@@ -66,11 +68,44 @@ def reinitialize(case: Case) -> Remedy | None:
     )
 
 
+def initialize_and_use_adam(case: Case) -> Remedy | None:
+    """Initialise by each layer's activation and let AdamW choose the steps, where plain SGD trained.
+
+    A rate of SGD that a network with exploding or saturated layers survives is too small once it is healthy.
+    """
+    initial = initialize(case)
+    if initial is None or case.adaptive or not case.optimizer:
+        return None
+    rate = adam_rate(case, _size_after(case))
+    return Remedy(
+        "initialization",
+        f"{initial.title}, and use AdamW at {figure(rate)} instead of {case.optimizer}",
+        f"{initial.why} A rate that {case.optimizer} survives now is too small for healthy layers; Adam "
+        "finds the size of each weight's step itself (Kingma & Ba 2015).",
+        block(initial.code, "", adam_code(rate).removeprefix("import torch\n\n")),
+        initial.expected,
+        {"do": "all", "actions": [dict(initial.action), adam_action(rate)]},
+    )
+
+
+def reinitialize_if_shut(case: Case) -> Remedy | None:
+    """Draw layers anew whose biases start so far below zero that no input opens a unit."""
+    if not case.number("dead_at_start"):
+        return None
+    initial = {
+        item.name: item.initial.get("mean", 0.0) for item in case.run.parameters if item.role == "bias"
+    }
+    shut = [name for layer in case.weighted for name in layer.parameters if initial.get(name, 0.0) < _SHUT]
+    return reinitialize(case) if shut else None
+
+
 def break_symmetry(case: Case) -> Remedy | None:
     """Draw weights at random where they are constant, so that units stop being copies of each other."""
     blamed = set(case.finding.layers)
-    layers = [layer for layer in initializable(case) if layer.name in blamed] or initializable(case)
-    if not layers or (case.finding.rule != "symmetric-weights" and not _constant(case, layers)):
+    free = initializable(case)
+    constant = [layer for layer in free if _constant(case, layer)]
+    layers = [layer for layer in free if layer.name in blamed or layer in constant] or free
+    if not layers or (case.finding.rule != "symmetric-weights" and not constant):
         return None
     return Remedy(
         "initialization",
@@ -121,12 +156,12 @@ _FORGET = (
 
 
 def initializable(case: Case) -> list[LayerInfo]:
-    """Return the weighted layers whose weight is a parameter of their own, not tied and not computed."""
-    tied = {item.name for item in case.run.parameters if item.aliases}
+    """Return the weighted layers whose weight is trained and their own, not tied and not computed."""
+    kept = {item.name for item in case.run.parameters if item.aliases or not item.trained}
     return [
         layer
         for layer in case.weighted
-        if not any("parametrizations" in name or name in tied for name in layer.parameters)
+        if not any("parametrizations" in name or name in kept for name in layer.parameters)
         and (not layer.parameters or any(name.endswith("weight") for name in layer.parameters))
     ]
 
@@ -136,7 +171,7 @@ def initialization_code(case: Case, layers: list[LayerInfo], activation: str | N
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for layer in layers:
         own = _activation(case, layer, activation)
-        groups[scheme_for(own), own or "no activation"].append(layer.name)
+        groups[_scheme_of(case, layer, activation), own or "no activation"].append(layer.name)
     lines = ["import torch"]
     for (scheme, own), names in groups.items():
         lines += [
@@ -155,7 +190,7 @@ def initialization_action(
     case: Case, layers: list[LayerInfo], activation: str | None = None
 ) -> dict[str, object]:
     """Return the machine's form: the scheme of each layer."""
-    schemes = {layer.name: scheme_for(_activation(case, layer, activation)) for layer in layers}
+    schemes = {layer.name: _scheme_of(case, layer, activation) for layer in layers}
     return {"do": "initialize", "scheme": schemes, "layers": list(schemes)}
 
 
@@ -193,20 +228,36 @@ def weight_variance(case: Case) -> float | None:
     return median(values) if values else None
 
 
+def _scheme_of(case: Case, layer: LayerInfo, activation: str | None = None) -> str:
+    """Return the scheme that suits a layer; a recurrence written by hand is orthogonal, as one of torch's."""
+    if case.is_repeated(layer) and layer.fan_in == layer.fan_out:
+        return "orthogonal"
+    return scheme_for(_activation(case, layer, activation))
+
+
 def _activation(case: Case, layer: LayerInfo, activation: str | None) -> str | None:
     own = case.activation_of(layer)
     hidden = layer.name not in case.outputs
     return activation if activation and own and hidden else own
 
 
-def _constant(case: Case, layers: list[LayerInfo]) -> bool:
-    """Say whether the weight of one of the layers started with equal entries, or equal units."""
-    names = {name for layer in layers for name in layer.parameters}
+def _constant(case: Case, layer: LayerInfo) -> bool:
+    """Say whether the weight of a layer started with equal entries, or equal units."""
     return any(
         item.initial.get("std") == 0 or item.initial.get("unit_spread") == 0
         for item in case.run.parameters
-        if item.role == "weight" and item.name in names
+        if item.role == "weight" and item.name in layer.parameters
     )
+
+
+def _size_after(case: Case) -> float | None:
+    """Return the median root mean square of the weights after initialising by their activations."""
+    sizes = [
+        (_VARIANCE[_scheme_of(case, layer)] / layer.fan_in) ** 0.5
+        for layer in initializable(case)
+        if layer.fan_in
+    ]
+    return median(sizes) if sizes else None
 
 
 def _already(case: Case, scheme: str) -> bool:

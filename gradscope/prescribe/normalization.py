@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from gradscope.prescribe.case import Case
 from gradscope.prescribe.gains import gain_with
 from gradscope.prescribe.initialization import expect_gain, gain_before
@@ -12,6 +14,7 @@ TITLES = {"batch": "BatchNorm", "layer": "LayerNorm", "group": "GroupNorm"}
 # ReLU behind BatchNorm grows the gradient 1.21-fold a layer: 46-fold through 20 (Yang et al. 2019).
 DEEPEST_BATCH_NORM = 20
 _SMALLEST_BATCH = 8
+_TOO_FEW = 2  # values: of one the normalised is 0, of two their order
 _FADED, _GROWN = 1e-2, 1e2
 
 
@@ -70,6 +73,44 @@ def replace_degenerate(case: Case) -> Remedy | None:
         "Output variance → 1 for every sample, at any batch size, the same in training and evaluation.",
         {"do": "replace-norm", "norm": "group", "layers": names},
     )
+
+
+def remove_degenerate(case: Case) -> Remedy | None:
+    """Take away a norm over one or two values: what it puts out no longer depends on them."""
+    blamed = [layer for layer in case.norms if layer.name in case.finding.layers] or list(case.norms)
+    names = [layer.name for layer in blamed if _together(case, layer) <= _TOO_FEW]
+    if not names:
+        return None
+    return Remedy(
+        "normalization",
+        f"Take {some(names)} away",
+        "Of a single value the normalised is 0 whatever it is, of two it is their order only; what follows "
+        "sees nothing else of the input.",
+        block(
+            "import torch",
+            "",
+            f"for name in {name_list(names)}:",
+            '    parent, _, child = name.rpartition(".")',
+            "    setattr(model.get_submodule(parent), child, torch.nn.Identity())",
+        ),
+        "Slope from input to output 0 → 1.",
+        {"do": "replace-norm", "norm": "none", "layers": names},
+    )
+
+
+def _together(case: Case, layer: LayerInfo) -> float:
+    """Return how many values of one sample a layer normalises together, infinity where that is not known."""
+    shape = layer.output_shape or ()
+    if len(shape) < 2:
+        return math.inf
+    if layer.kind == "GroupNorm":
+        return math.prod(shape[1:]) / float(layer.options.get("num_groups", 1))
+    if layer.kind.startswith("InstanceNorm"):
+        return float(math.prod(shape[2:]))
+    if layer.kind in ("LayerNorm", "RMSNorm"):
+        sizes = [item.size for item in case.run.parameters if item.name in layer.parameters]
+        return float(max(sizes, default=shape[-1]))
+    return math.inf
 
 
 def raise_norm_epsilon(case: Case) -> Remedy | None:

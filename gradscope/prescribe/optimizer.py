@@ -8,9 +8,12 @@ import numpy as np
 
 from gradscope.prescribe.case import Case
 from gradscope.prescribe.paste import block, figure, name_list, rounded, some
+from gradscope.prescribe.rate import FIRST_STEP
 from gradscope.records import Remedy
 
 _ADAM_RATE = 1e-3
+_LOWEST_RATE, _HIGHEST_RATE = 1e-4, 1e-2
+_DECAY_OF_ADAM = 0.01
 _DECAY = {"AdamW": 0.01}
 _USUAL_DECAY = 1e-4
 _LEAST_DECAY = 1e-5  # less is none at all
@@ -22,20 +25,48 @@ def use_adam(case: Case) -> Remedy | None:
     """Put Adam for an optimizer whose step follows the gradient's size."""
     if case.adaptive or not case.optimizer:
         return None
+    rate = adam_rate(case)
     return Remedy(
         "optimizer",
-        f"Use AdamW at {figure(_ADAM_RATE)} instead of {case.optimizer}",
+        f"Use AdamW at {figure(rate)} instead of {case.optimizer}",
         f"{case.optimizer}'s step is proportional to the gradient, so layers whose gradients differ can't "
         "share a "
         "rate; Adam divides each weight's step by its own gradient's size (Kingma & Ba 2015).",
-        block(
-            "import torch",
-            "",
-            f"optimizer = torch.optim.AdamW(model.parameters(), lr={_ADAM_RATE}, weight_decay=0.01)",
-        ),
-        f"Update of each weight about {figure(_ADAM_RATE)} a step, whatever its gradient's size.",
-        {"do": "train", "optimizer": "AdamW", "rate": _ADAM_RATE, "weight_decay": 0.01},
+        adam_code(rate),
+        f"Update of each weight about {figure(rate)} a step, whatever its gradient's size.",
+        adam_action(rate),
     )
+
+
+def use_adam_for_sequences(case: Case) -> Remedy | None:
+    """Put Adam first of all where plain SGD trains attention or a recurrence, which suit it badly."""
+    return use_adam(case) if case.attention or case.recurrent else None
+
+
+def adam_rate(case: Case, weight_size: float | None = None) -> float:
+    """Return the rate at which Adam's first step changes weights of this size by about 3 %.
+
+    That step is the rate itself for every entry; weight_size: root mean square, by default the run's.
+    """
+    size = weight_size or case.weight_size
+    if not size:
+        return _ADAM_RATE
+    return rounded(min(max(FIRST_STEP * size, _LOWEST_RATE), _HIGHEST_RATE))
+
+
+def adam_code(rate: float) -> str:
+    """Return the code that makes AdamW."""
+    return block(
+        "import torch",
+        "",
+        "optimizer = torch.optim.AdamW("
+        f"model.parameters(), lr={figure(rate)}, weight_decay={figure(_DECAY_OF_ADAM)})",
+    )
+
+
+def adam_action(rate: float) -> dict[str, object]:
+    """Return the machine's form of AdamW."""
+    return {"do": "train", "optimizer": "AdamW", "rate": rate, "weight_decay": _DECAY_OF_ADAM}
 
 
 def use_sgd(case: Case) -> Remedy | None:
@@ -65,18 +96,34 @@ def lower_epsilon(case: Case) -> Remedy | None:
     if epsilon >= old:
         return None
     seen = f"gradients of size {figure(size)}" if size else "gradients of this size"
+    rate = _rate_without_floor(case)
     return Remedy(
         "optimizer",
-        f"Lower {kind}'s epsilon from {figure(old)} to {figure(epsilon)}",
+        f"Lower {kind}'s epsilon from {figure(old)} to {figure(epsilon)}"
+        + (f" and raise its rate to {figure(rate)}" if rate else ""),
         f"Epsilon is added to the root of the second moment; beside {seen} it is what the step is divided "
         "by, "
-        f"and {kind} becomes SGD with a tiny rate.",
-        block("for group in optimizer.param_groups:", f'    group["eps"] = {figure(epsilon)}'),
+        f"and {kind} becomes SGD with a tiny rate."
+        + (
+            f" Without that floor its rate of {figure(case.lr)} would be too low." if rate and case.lr else ""
+        ),
+        block(
+            "for group in optimizer.param_groups:",
+            f'    group["eps"] = {figure(epsilon)}',
+            [f'    group["lr"] = {figure(rate)}'] if rate else [],
+        ),
         f"Share of weights at the floor → about 0; epsilon {figure(epsilon / size) if size else '1e-4'} of "
         "the "
         "gradients' size.",
-        {"do": "train", "options": {"eps": epsilon}},
+        {"do": "train", "options": {"eps": epsilon}} | ({"rate": rate} if rate else {}),
     )
+
+
+def _rate_without_floor(case: Case) -> float | None:
+    """Return a usual rate where the given one would move weights by less than a tenth of the usual share."""
+    if not (case.adaptive and case.lr and case.weight_size):
+        return None
+    return adam_rate(case) if case.lr < 0.1 * FIRST_STEP * case.weight_size else None
 
 
 def decay_less(case: Case) -> Remedy | None:

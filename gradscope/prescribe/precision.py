@@ -45,7 +45,8 @@ def use_bfloat16(case: Case) -> Remedy | None:
 
 def scale_loss(case: Case) -> Remedy | None:
     """Scale the loss so that small gradients survive float16."""
-    if case.trainer or not is_half(case) or "bf16" in str(case.fact("precision")):
+    bfloat16 = any("bfloat16" in item.dtype for item in case.run.parameters)
+    if case.trainer or not is_half(case) or bfloat16 or "bf16" in str(case.fact("precision")):
         return None
     return Remedy(
         "precision",

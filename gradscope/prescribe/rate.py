@@ -7,11 +7,13 @@ from gradscope.prescribe.clipping import blown_up
 from gradscope.prescribe.paste import block, figure, rounded
 from gradscope.records import Remedy
 
-# |update| / |weight| of a network that learns steadily; usual band 1e-4 to 1e-2.
-TARGET = 3e-3
+# |update| / |weight| of the first step of networks that learn quickly, whatever their optimizer and width.
+FIRST_STEP = 3e-2
 _LOW_ENOUGH = 1e-3  # a rate whose updates are this small is not what ails
-_SMALLEST_CUT, _FALLBACK_CUT, _LARGEST_CUT = 3.0, 10.0, 1e4
+_SMALLEST_CHANGE, _FALLBACK_CHANGE, _LARGEST_CHANGE = 3.0, 10.0, 1e6
+_NEIGHBOUR = 5.0
 _WARMUP_SHARE = 0.1
+_COARSE = 2.0**-9  # what half of bfloat16's spacing is, relative to a weight
 _OF_THE_RATE = ("learning-rate-too-high", "loss-divergence", "non-finite", "dead-units")
 
 
@@ -31,54 +33,81 @@ def lower_if_blown_up(case: Case) -> Remedy | None:
 
 
 def lower(case: Case) -> Remedy | None:
-    """Lower the rate so that a step changes the weights by about 0.3 %."""
+    """Lower the rate so that the first step changes the weights by about 3 %."""
     ratio = case.number("update_ratio") or case.update_ratio
     if not case.lr or (case.finding.rule not in _OF_THE_RATE and ratio is not None and ratio <= _LOW_ENOUGH):
         return None
-    told = case.number("suggested_factor")
-    cut = 1 / told if told else ratio / TARGET if ratio else _FALLBACK_CUT
-    if cut < _SMALLEST_CUT:
-        cut = _FALLBACK_CUT
-    rate = rounded(case.lr / min(cut, _LARGEST_CUT))
-    measured = (
-        f"A step changes the weights by {figure(ratio)} of their size in the median; networks that learn "
-        "steadily "
-        f"change by about {figure(TARGET)}."
-        if ratio
-        else "No update could be measured, so a tenth of the rate is the first to try."
-    )
-    after = ratio * rate / case.lr if ratio else None
-    return Remedy(
-        "learning-rate",
-        f"Lower the learning rate from {figure(case.lr)} to {figure(rate)}",
-        measured,
-        rate_code(case, rate),
-        f"Update ratio {figure(ratio)} → {figure(after)}."
-        if ratio and after
-        else "Updates ten times smaller.",
-        {"do": "train", "rate": rate},
-    )
+    return _changed(case, case.lr, 1 / _factor(case, case.lr, down=True))
 
 
 def higher(case: Case) -> Remedy | None:
-    """Raise the rate so that a step changes the weights by about 0.3 %."""
-    if not case.lr:
+    """Raise the rate so that the first step changes the weights by about 3 %."""
+    return _changed(case, case.lr, _factor(case, case.lr, down=False)) if case.lr else None
+
+
+def lower_further(case: Case) -> Remedy | None:
+    """Lower the rate to a fifth of that, as the share of 3 % fits no network exactly."""
+    if lower(case) is None or not case.lr:
         return None
-    ratio = case.number("update_ratio") or case.update_ratio
-    told = case.number("suggested_factor") or (TARGET / ratio if ratio else _FALLBACK_CUT)
-    factor = min(max(told, _SMALLEST_CUT), _LARGEST_CUT)
-    rate = rounded(case.lr * factor)
-    measured = (
-        f"A step changes the weights by only {figure(ratio)} of their size" if ratio else "Updates are tiny"
-    )
+    return _changed(case, case.lr, 1 / (_NEIGHBOUR * _factor(case, case.lr, down=True)))
+
+
+def higher_less(case: Case) -> Remedy | None:
+    """Raise the rate to a fifth of that, as the share of 3 % fits no network exactly."""
+    factor = _factor(case, case.lr, down=False) / _NEIGHBOUR if case.lr else 0.0
+    return _changed(case, case.lr, factor) if case.lr and factor > _SMALLEST_CHANGE else None
+
+
+def higher_if_rounded_away(case: Case) -> Remedy | None:
+    """Raise the rate where 16-bit weights are too coarse for the updates."""
+    small = case.first_update is not None and case.first_update[0] < _COARSE
+    half = any("bfloat16" in item.dtype for item in case.weights)
+    return higher(case) if small and half else None
+
+
+def fitting_rate(case: Case) -> float | None:
+    """Return the rate at which the first step changes the weights by about 3 %, None if none was measured."""
+    if case.first_update is None:
+        return None
+    ratio, rate = case.first_update
+    return FIRST_STEP * rate / ratio
+
+
+def _factor(case: Case, rate: float, down: bool) -> float:
+    """Return by what to divide or multiply the rate."""
+    fitting = fitting_rate(case)
+    told = case.number("suggested_factor")
+    if fitting:
+        factor = rate / fitting if down else fitting / rate
+    elif told:
+        factor = 1 / told if down else told
+    else:
+        factor = _FALLBACK_CHANGE
+    if factor < _SMALLEST_CHANGE:
+        factor = _FALLBACK_CHANGE if down else _SMALLEST_CHANGE
+    return min(factor, _LARGEST_CHANGE)
+
+
+def _changed(case: Case, before: float, factor: float) -> Remedy:
+    rate = rounded(before * factor)
+    what = "Lower" if factor < 1 else "Raise"
+    if case.first_update is None:
+        times = figure(max(factor, 1 / factor))
+        why = f"No update could be measured, so a factor of {times} is the first to try."
+        expected = f"Updates {times} times {'smaller' if factor < 1 else 'larger'}."
+    else:
+        ratio = case.first_update[0] * before / case.first_update[1]
+        why = (
+            f"At {figure(before)} the first step changes the weights by {figure(ratio)} of their size; in "
+            f"networks that learn it is about {figure(FIRST_STEP)}."
+        )
+        expected = f"First update {figure(ratio)} → {figure(ratio * rate / before)} of the weights."
     return Remedy(
         "learning-rate",
-        f"Raise the learning rate from {figure(case.lr)} to {figure(rate)}",
-        f"{measured}; about {figure(TARGET)} is usual.",
+        f"{what} the learning rate from {figure(before)} to {figure(rate)}",
+        why,
         rate_code(case, rate),
-        f"Update ratio {figure(ratio)} → {figure(ratio * rate / case.lr)}."
-        if ratio
-        else "Updates ten times larger.",
+        expected,
         {"do": "train", "rate": rate},
     )
 

@@ -7,6 +7,8 @@ from gradscope.prescribe.paste import block, figure, name_list
 from gradscope.records import LayerInfo, Remedy
 
 _SHALLOWEST = 5
+_DEEP = 16  # weighted layers
+_SQUASHING = ("sigmoid", "hardsigmoid", "logsigmoid", "softsign", "softmax")
 
 
 def add_skips(case: Case) -> Remedy | None:
@@ -28,6 +30,11 @@ def add_skips(case: Case) -> Remedy | None:
         "Gain per layer → at least 1.00 along the skips, at most e^0.5 = 1.65 through all of them together.",
         action,
     )
+
+
+def skip_deep(case: Case) -> Remedy | None:
+    """Add skips first of all in a deep network whose activation itself lets the gradient pass."""
+    return add_skips(case) if case.depth >= _DEEP and case.activation not in _SQUASHING else None
 
 
 def skip_norms(case: Case) -> Remedy | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from gradscope.prescribe.case import Case
 from gradscope.prescribe.paste import block, figure
+from gradscope.prescribe.rate import fitting_rate, higher
 from gradscope.records import Remedy
+
+_SLOW = 3.0
 
 
 def scale_inputs(case: Case) -> Remedy | None:
@@ -53,6 +56,23 @@ def scale_targets(case: Case) -> Remedy | None:
         ),
         "Mean square error of a constant guess → 1.00.",
         {"do": "train", "scale_targets": True},
+    )
+
+
+def scale_targets_faster(case: Case) -> Remedy | None:
+    """Standardise the targets and raise the rate, where Adam's steps are too small as well."""
+    scaled, faster = scale_targets(case), higher(case)
+    fitting = fitting_rate(case)
+    slow = case.lr is not None and fitting is not None and case.lr < fitting / _SLOW
+    if scaled is None or faster is None or not (slow and case.adaptive):
+        return None
+    return Remedy(
+        "target-scaling",
+        f"{scaled.title}, and {faster.title[:1].lower()}{faster.title[1:]}",
+        f"{scaled.why} {faster.why}",
+        block(scaled.code, "", faster.code),
+        f"{scaled.expected} {faster.expected}",
+        {"do": "all", "actions": [dict(scaled.action), dict(faster.action)]},
     )
 
 

@@ -26,6 +26,7 @@ Prescription = Callable[[Case], Remedy | None]
 TABLE: dict[str, tuple[Prescription, ...]] = {
     "vanishing-gradient": (
         initialization.initialize_orthogonally,
+        residual.skip_deep,
         activation.replace_squashing,
         initialization.initialize,
         residual.add_skips,
@@ -34,8 +35,9 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
         optimizer.use_adam,
     ),
     "exploding-gradient": (
-        clipping.clip_spikes,
         initialization.initialize_orthogonally,
+        clipping.clip_spikes,
+        initialization.initialize_and_use_adam,
         initialization.initialize,
         residual.skip_norms,
         clipping.clip,
@@ -44,6 +46,7 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
         clipping.clip_adaptively,
     ),
     "vanishing-signal": (
+        residual.skip_deep,
         activation.replace_squashing,
         initialization.initialize,
         normalization.normalize,
@@ -53,6 +56,7 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
     ),
     "exploding-signal": (
         activation.replace_unbounded,
+        initialization.initialize_and_use_adam,
         initialization.initialize,
         normalization.normalize,
         rate.lower,
@@ -78,6 +82,7 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
     "missing-gradient": (fixes.find_missing_gradients, fixes.unfreeze, optimizer.freeze),
     "dead-units": (
         rate.lower_if_killed,
+        initialization.reinitialize_if_shut,
         initialization.initialize,
         activation.leak,
         width.widen,
@@ -85,6 +90,7 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
         activation.smooth,
     ),
     "saturated-activation": (
+        initialization.initialize_and_use_adam,
         initialization.initialize,
         rate.lower_if_saturated_later,
         scaling.scale_inputs,
@@ -94,6 +100,7 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
     "attention-collapse": (rate.warm_up, normalization.normalize_queries, rate.lower, clipping.clip),
     "rank-collapse": (residual.add_skips, normalization.normalize, initialization.initialize, rate.lower),
     "poor-initialization": (
+        residual.skip_deep,
         activation.replace_squashing,
         initialization.reinitialize,
         normalization.normalize,
@@ -106,21 +113,33 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
         loss.match_shapes,
         loss.drop_output_activation,
         loss.use_logits,
+        scaling.scale_targets_faster,
         scaling.scale_targets,
     ),
-    "learning-rate-too-high": (rate.lower, rate.warm_up, clipping.clip),
-    "learning-rate-too-low": (rate.higher, optimizer.use_adam),
+    "learning-rate-too-high": (rate.lower, clipping.clip, rate.lower_further, rate.warm_up),
+    "learning-rate-too-low": (rate.higher, optimizer.use_adam, rate.higher_less),
     "not-optimized": (optimizer.optimize_all, optimizer.freeze),
     "excessive-weight-decay": (optimizer.decay_less, optimizer.decay_weights_only),
-    "over-clipping": (clipping.loosen, clipping.stop_clipping),
+    "over-clipping": (
+        optimizer.use_adam_for_sequences,
+        clipping.loosen,
+        clipping.stop_clipping,
+        optimizer.use_adam,
+    ),
     "ineffective-clipping": (fixes.clip_at_the_right_place, clipping.clip),
     "gradient-not-zeroed": (fixes.zero_gradients, fixes.shrink_accumulation),
-    "gradient-underflow": (precision.use_bfloat16, precision.scale_loss, precision.use_float32),
+    "gradient-underflow": (
+        rate.higher_if_rounded_away,
+        precision.use_bfloat16,
+        precision.scale_loss,
+        precision.use_float32,
+    ),
     "epsilon-floor": (optimizer.lower_epsilon, optimizer.use_sgd),
     "degenerate-normalization": (
         normalization.replace_degenerate,
+        normalization.remove_degenerate,
         fixes.enlarge_batch,
         normalization.raise_norm_epsilon,
     ),
-    "loss-divergence": (rate.lower, rate.warm_up, clipping.clip, scaling.scale_targets, loss.robust_loss),
+    "loss-divergence": (rate.lower, clipping.clip, scaling.scale_targets, rate.warm_up, loss.robust_loss),
 }

@@ -34,6 +34,7 @@ class EffectRow:
     final: str
     cost: str
     cured: tuple[str, ...]
+    evidence: str
     failure: str
     code: str
     why: str
@@ -71,8 +72,8 @@ def treatment_page(treatment: Treatment, before: Report, after: Report | None) -
         lead=lead(treatment),
         model=model,
         patient=_losses(treatment.patient),
-        rows=tuple(_row(effect) for effect in ranked),
-        winner=_row(winner) if winner else None,
+        rows=tuple(_row(effect, treatment.patient) for effect in ranked),
+        winner=_row(winner, treatment.patient) if winner else None,
         losses=_loss_overlay(treatment, ranked),
         comparison=compare([before, after], ["untreated", "treated"]) if after else None,
         notes=_notes(treatment),
@@ -108,7 +109,7 @@ def _points(effect: Effect) -> str:
     return f"{text} ({100 * effect.low:.0f} to {100 * effect.high:.0f} %)"
 
 
-def _row(effect: Effect) -> EffectRow:
+def _row(effect: Effect, patient: Sequence[Trial]) -> EffectRow:
     return EffectRow(
         title=wording.clean(effect.remedy.title, 300),
         kind=wording.clean(effect.remedy.kind, 40),
@@ -120,10 +121,22 @@ def _row(effect: Effect) -> EffectRow:
         final=_losses(effect.trials),
         cost=f"{effect.cost:.2f}×" if math.isfinite(effect.cost) else wording.MISSING,
         cured=tuple(wording.clean(rule, 80) for rule in effect.cured),
+        evidence=_evidence(patient, effect.trials),
         failure=wording.clean(effect.failure, 300),
         code=wording.code(effect.remedy.code),
         why=wording.clean(effect.remedy.why),
     )
+
+
+def _evidence(patient: Sequence[Trial], trials: Sequence[Trial]) -> str:
+    """Return the first figure of the patient's first finding, untreated and treated, in the first seed."""
+    measured = next((trial for trial in trials if not trial.failure), None)
+    if measured is None or not patient[0].rules or not patient[0].evidence:
+        return wording.MISSING
+    rule, (figure, before) = patient[0].rules[0], next(iter(patient[0].evidence.items()))
+    after = measured.evidence.get(figure)
+    told = wording.figure(after) if after is not None else f"{rule} not found any more"
+    return f"{wording.clean(figure, 60).replace('_', ' ')} {wording.figure(before)} → {told}"
 
 
 def _signed(effect: Effect) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
@@ -31,11 +32,14 @@ class Patient:
 def admit(build: Callable[..., Any], seed: int) -> Patient | pl.LightningModule:
     """Build the patient of a seed; GradscopeError if what was built can't be trained."""
     torch.manual_seed(seed)
-    built = build(seed) if _takes_a_seed(build) else build()
+    try:
+        built = build(seed) if _takes_a_seed(build) else build()
+    except Exception as error:
+        raise GradscopeError(f"treat's build function failed: {type(error).__name__}: {error}") from error
     if isinstance(built, tuple) and len(built) == 3:
         built = Patient(*built)
     if isinstance(built, Patient):
-        return Patient(built.model, _factory(built.model, built.optimizer), built.loss)
+        return replace(built, optimizer=optimizer_like(built.model, built.optimizer))
     if isinstance(built, pl.LightningModule) or _is_lightning_twin(built):
         return built  # type: ignore[no-any-return]
     raise GradscopeError(
@@ -60,12 +64,13 @@ def _takes_a_seed(build: Callable[..., Any]) -> bool:
     return any(item.kind in positional and item.default is item.empty for item in parameters)
 
 
-def _factory(
+def optimizer_like(
     model: nn.Module, optimizer: Optimizer | Callable[[nn.Module], Optimizer]
 ) -> Callable[[nn.Module], Optimizer]:
     """Return what makes the optimizer: from an optimizer, what makes its like for a changed copy of a model.
 
     Groups are found again by the names of their parameters; what a remedy added joins the first group.
+    Parameters that aren't the model's stay: to have been given another model's is an ailment of its own.
     """
     if not isinstance(optimizer, Optimizer):
         return optimizer
@@ -73,11 +78,12 @@ def _factory(
     groups = [
         (
             {names[id(item)] for item in group["params"] if id(item) in names},
+            [item for item in group["params"] if id(item) not in names],
             {k: v for k, v in group.items() if k != "params"},
         )
         for group in optimizer.param_groups
     ]
-    known = set().union(*(members for members, _ in groups))
+    known = set().union(*(members for members, _, _ in groups))
     kind: Any = type(optimizer)
     unoptimized = set(names.values()) - known
 
@@ -85,9 +91,9 @@ def _factory(
         parameters = dict(changed.named_parameters())
         new = [name for name in parameters if name not in known and name not in unoptimized]
         made = []
-        for index, (members, options) in enumerate(groups):
+        for index, (members, foreign, options) in enumerate(groups):
             chosen = [name for name in parameters if name in members] + (new if index == 0 else [])
-            made.append({**options, "params": [parameters[name] for name in chosen]})
+            made.append({**options, "params": [*(parameters[name] for name in chosen), *foreign]})
         return kind([group for group in made if group["params"]])  # type: ignore[no-any-return]
 
     return make
@@ -100,13 +106,13 @@ def draw_batches(data: Any, steps: int, seed: int) -> list[Any]:
     GradscopeError if it is empty.
     """
     torch.manual_seed(seed)
-    source = _loader(data(seed) if callable(data) and not isinstance(data, Iterable) else data)
-    batches: list[Any] = []
-    for batch in _endless(source):
-        batches.append(batch)
-        if len(batches) == steps:
-            break
-    return batches
+    try:
+        source = _loader(data(seed) if callable(data) and not isinstance(data, Iterable) else data)
+        return list(islice(_endless(source), steps))
+    except GradscopeError:
+        raise
+    except Exception as error:
+        raise GradscopeError(f"treat's data failed: {type(error).__name__}: {error}") from error
 
 
 def _loader(data: Any) -> Iterable[Any]:
@@ -115,7 +121,9 @@ def _loader(data: Any) -> Iterable[Any]:
         data.setup("fit")
         data = data.train_dataloader()
     if not isinstance(data, Iterable):
-        raise GradscopeError(f"treat's data must be an iterable of batches; got {type(data).__name__}")
+        raise GradscopeError(
+            f"treat's data must be an iterable of batches, such as a DataLoader; got {type(data).__name__}"
+        )
     return data
 
 

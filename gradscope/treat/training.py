@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -64,9 +65,8 @@ def train(
 def _train_plain(
     patient: Patient, batches: Sequence[Any], change: TrainingChange, run: Path, on_step: OnStep
 ) -> Course:
-    if change.precision:
-        raise SurgeryRefused("precision is set by Lightning's Trainer; change it in your own loop")
     model, loss_of = patient.model, patient.loss
+    precision = _precision(change.precision, model)
     if change.scale_targets:
         loss_of = _loss_of_scaled_targets(loss_of, batches)
     optimizer = changed_optimizer(patient.optimizer(model), change, model)
@@ -76,7 +76,8 @@ def _train_plain(
         for batch in batches:
             inputs, targets = _pair(batch)
             optimizer.zero_grad()
-            loss = loss_of(model(inputs), targets)
+            with precision:
+                loss = loss_of(model(_as_wide(inputs, model) if change.precision else inputs), targets)
             loss.backward()
             if change.clipping:
                 surgery.clip_gradients(change.clipping, model.parameters())
@@ -85,6 +86,23 @@ def _train_plain(
             course.note(loss.detach())
             on_step()
     return course
+
+
+def _precision(name: str | None, model: nn.Module) -> AbstractContextManager[object]:
+    """Return what surrounds the forward pass at a precision as Lightning names it; widen the model for it."""
+    if name is None:
+        return nullcontext()
+    if name not in ("32-true", "bf16-mixed"):
+        raise SurgeryRefused(f"precision {name} needs a loss scaler; put it into your own loop")
+    device = next((parameter.device.type for parameter in model.parameters()), "cpu")
+    model.float()
+    return nullcontext() if name == "32-true" else torch.autocast(device, torch.bfloat16)
+
+
+def _as_wide(inputs: Any, model: nn.Module) -> Any:
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        return inputs
+    return inputs.to(next(model.parameters()).dtype)
 
 
 def _train_lightning(

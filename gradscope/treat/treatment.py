@@ -42,7 +42,7 @@ class Plan:
 
 
 class TimeIsUp(Exception):
-    """The time limit came before the trial."""
+    """The time limit came before the trial's end."""
 
 
 def treat(
@@ -59,9 +59,10 @@ def treat(
 
     build: () or (seed) -> a LightningModule, a Patient, or (model, optimizer, loss). data: an iterable of
     batches, a LightningDataModule, or a function of the seed that returns one. remedies: "prescribed" takes
-    what the patient's own report prescribes. time_limit: seconds after which no further trial is begun;
-    what is there is compared. An interrupted treatment goes on where it stopped if called again with the
-    same run_dir. Raises GradscopeError where the patient itself can't be built or trained.
+    what the patient's own report prescribes. time_limit: seconds after which what is there is compared; a
+    trial under way is given up, but not the patient's first, which says what to try. An interrupted
+    treatment goes on where it stopped if called again with the same run_dir. Raises GradscopeError where
+    the patient itself can't be built or trained.
     """
     if steps < 10 or seeds < 1:
         raise GradscopeError(f"treat needs at least 10 steps and 1 seed; got {steps} and {seeds}")
@@ -69,7 +70,7 @@ def treat(
     _claim(plan)
     first = _patient_trial(plan, 0)
     report = examine(read_run(first.run))
-    chosen = _prescribed(report) if remedies == "prescribed" else tuple(_checked(remedies))
+    chosen = prescribed(report) if remedies == "prescribed" else tuple(_checked(remedies))
     patients: list[Trial] = []
     tried: dict[int, list[Trial]] = {index: [] for index in range(len(chosen))}
     complete = True
@@ -110,7 +111,7 @@ def _checked(remedies: str | Sequence[Remedy]) -> Iterator[Remedy]:
         yield remedy
 
 
-def _prescribed(report: Report) -> tuple[Remedy, ...]:
+def prescribed(report: Report) -> tuple[Remedy, ...]:
     """Return what the report prescribes for its root causes, most urgent first, each change once."""
     chosen: dict[str, Remedy] = {}
     for finding in report.findings:
@@ -170,8 +171,6 @@ def _kept_or_made(plan: Plan, name: str, remedy: Remedy, seed: int, patient: Tri
         kept = _read_json(note)
         kept |= {"losses": tuple(kept["losses"]), "rules": tuple(kept["rules"])}
         return Trial(**kept)
-    if patient is not None and time.monotonic() > plan.deadline:
-        raise TimeIsUp
     trial = _made(plan, remedy, seed, patient, _fresh(folder))
     _write_json(note, asdict(trial))
     return trial
@@ -190,11 +189,17 @@ def _fresh(folder: Path) -> Path:
 def _made(plan: Plan, remedy: Remedy, seed: int, patient: Trial | None, run: Path) -> Trial:
     change = training_change(remedy.action)
     done = 0
+    needed = patient is None and seed == 0
 
     def on_step() -> None:
         nonlocal done
         done += 1
         plan.progress(f"{remedy.title}, seed {seed}", done, plan.steps)
+        if time.monotonic() > plan.deadline and not needed and done < plan.steps:
+            raise TimeIsUp
+
+    if time.monotonic() > plan.deadline and not needed:
+        raise TimeIsUp
 
     try:
         batches = draw_batches(plan.data, plan.steps, seed)
@@ -202,7 +207,7 @@ def _made(plan: Plan, remedy: Remedy, seed: int, patient: Trial | None, run: Pat
         course = train(treated, batches, change, run, seed, on_step)
     except SurgeryRefused as refused:
         return Trial(seed, failure=str(refused))
-    except GradscopeError:
+    except (GradscopeError, TimeIsUp):
         raise
     except Exception as error:
         return Trial(seed, failure=f"training failed: {type(error).__name__}: {error}")
@@ -224,7 +229,9 @@ def _treated(patient: Patient | Any, remedy: Remedy, batches: Sequence[Any]) -> 
 def _operated(model: Any, remedy: Remedy, batches: Sequence[Any]) -> Any:
     if not remedy.action:
         return copy.deepcopy(model)
-    return surgery.apply(remedy.action, model, batch=_inputs(batches))
+    inputs = _inputs(batches)
+    # Where only training_step knows how to call the model, training itself is what checks the surgery.
+    return surgery.apply(remedy.action, model, batch=inputs if surgery.runs(model, inputs) else None)
 
 
 def _inputs(batches: Sequence[Any]) -> Any:
@@ -242,6 +249,9 @@ def _measured(
 ) -> Trial:
     report = examine(read_run(find_run(run)))
     found = [finding for finding in report.findings if finding.severity != "note"]
+    # The figures to compare are those of what ailed the patient, where it is still found.
+    ailed = patient.rules[:1] if patient is not None else [finding.rule for finding in found[:1]]
+    evidence = next((finding.evidence for finding in found if finding.rule in ailed), {})
     own = losses[0]
     # Scaled targets change the loss's unit, so such a trial is compared with its own beginning.
     initial = own if patient is None or change.scale_targets else patient.initial
@@ -254,7 +264,7 @@ def _measured(
         improvement=improvement(initial if math.isfinite(initial) else own, final),
         seconds_per_step=seconds,
         rules=tuple(finding.rule for finding in found),
-        evidence=dict(found[0].evidence) if found else {},
+        evidence=dict(evidence),
         run=str(report.run.path),
     )
 

@@ -102,18 +102,41 @@ def with_variance(run: Run, variance: float) -> Run:
 
 
 def test_vanishing_through_torchs_default_is_initialised() -> None:
-    run = with_variance(mlp_run(depth=30, width=32), 1 / 3)
+    run = with_variance(mlp_run(depth=12, width=32), 1 / 3)
     remedy = first("vanishing-gradient", run, gain_per_layer=0.408, sigma_w2=1 / 3)
     assert remedy.kind == "initialization"
-    assert remedy.expected == "Gain per layer 0.408 → 1.00; through 30 layers 1e-12 → 1."
+    assert remedy.expected == "Gain per layer 0.408 → 1.00; through 12 layers 1e-5 → 1."
     assert "He" in remedy.title
     assert first("poor-initialization", run).expected == remedy.expected
 
 
-def test_vanishing_through_sigmoids_gets_relu_or_tanh_where_relu_would_die() -> None:
+def test_very_deep_networks_get_skips_first_but_not_around_sigmoids() -> None:
+    deep = with_variance(mlp_run(depth=30, width=32), 1 / 3)
+    for rule in ("vanishing-gradient", "vanishing-signal", "poor-initialization"):
+        assert first(rule, deep, gain_per_layer=0.408).kind == "residual"
+    assert first("vanishing-gradient", mlp_run(depth=30, activation="sigmoid")).kind == "activation"
+
+
+def test_exploding_layers_get_adam_as_well_where_sgd_trained_them() -> None:
+    evidence = {"gain_per_layer": 4.0, "sigma_w2": 32.0}
+    remedy = first("exploding-gradient", with_variance(mlp_run(), 32.0), **evidence)
+    change = training_change(remedy.action)
+    assert change.optimizer == "AdamW"
+    assert 1e-3 <= (change.rate or 0) <= 1e-2
+    assert "AdamW" in remedy.code
+    adam = first("exploding-gradient", with_variance(mlp_run(optimizer=ADAM), 32.0), **evidence)
+    assert adam.kind == "initialization"
+    assert not training_change(adam.action)
+
+
+def test_vanishing_through_sigmoids_gets_relu_or_elu_where_relu_would_die() -> None:
     assert "ReLU, with He" in first("vanishing-gradient", mlp_run(activation="sigmoid")).title
     narrow = first("vanishing-gradient", mlp_run(depth=13, width=5, activation="sigmoid"))
-    assert "Tanh, with Xavier" in narrow.title
+    assert "ELU, with Xavier" in narrow.title
+    run = mlp_run(activation="sigmoid")
+    repeated = replace(run.layers[2], calls=20)
+    layers = (*run.layers[:2], repeated, *run.layers[3:])
+    assert "Tanh" in first("vanishing-gradient", replace(run, info=replace(run.info, layers=layers))).title
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh", "gelu"])
@@ -128,20 +151,34 @@ def test_shallow_networks_may_have_batch_norm_unless_batches_are_tiny() -> None:
 
 
 def test_units_that_died_in_training_get_a_smaller_rate_and_those_born_dead_do_not() -> None:
-    run = mlp_run(parameter_values={"update_ratio": 0.05})
-    assert first("dead-units", run, dead_at_start=0.0).title == "Lower the learning rate from 0.1 to 0.005"
+    run = mlp_run(parameter_values={"update_ratio": 0.3})
+    assert first("dead-units", run, dead_at_start=0.0).title == "Lower the learning rate from 0.1 to 0.01"
     assert "rate" not in titles("dead-units", run, dead_at_start=1.0)
     assert "LeakyReLU" in titles("dead-units", run, dead_at_start=1.0)
 
 
-def test_the_rate_follows_the_measured_updates() -> None:
+def test_the_rate_follows_the_first_update_which_nothing_has_disturbed_yet() -> None:
     run = mlp_run(parameter_values={"update_ratio": 0.2})
-    remedy = first("learning-rate-too-high", run)
-    assert remedy.action["rate"] == 0.002
-    assert remedy.expected == "Update ratio 0.2 → 0.004."
+    remedy = first("learning-rate-too-high", run, suggested_factor=1e-6)
+    assert remedy.action["rate"] == 0.02
+    assert remedy.expected == "First update 0.2 → 0.04 of the weights."
     low = first("learning-rate-too-low", mlp_run(parameter_values={"update_ratio": 1e-5}))
-    assert low.action["rate"] == 30.0
-    assert first("learning-rate-too-low", run, suggested_factor=20.0).action["rate"] == 2.0
+    assert low.action["rate"] == 300.0
+    unmeasured = mlp_run(parameter_values={"update_ratio": float("nan")})
+    assert first("learning-rate-too-low", unmeasured, suggested_factor=20.0).action["rate"] == 2.0
+    assert first("learning-rate-too-high", unmeasured).action["rate"] == 0.01
+
+
+def test_frozen_layers_are_never_drawn_anew() -> None:
+    run = with_variance(mlp_run(depth=6), 1 / 3)
+    frozen = tuple(
+        replace(item, trained=False) if item.name.startswith("net.0.") else item for item in run.parameters
+    )
+    run = replace(run, info=replace(run.info, parameters=frozen), _tables={})
+    assert frozen[0].name.startswith("net.0.")
+    remedy = first("poor-initialization", run)
+    assert "net.0" not in remedy.action["layers"]
+    assert "net.2" in remedy.action["layers"]
 
 
 def with_norms(run: Run, norms: np.ndarray) -> Run:

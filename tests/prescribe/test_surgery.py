@@ -150,8 +150,9 @@ def test_code_that_torch_fx_cannot_follow_is_refused_with_the_place() -> None:
             x = torch.sigmoid(self.a(x))
             return self.b(x) if x.sum() > 0 else x
 
-    with pytest.raises(SurgeryRefused, match=r"Branching \(.*test_surgery.py:\d+\)"):
-        surgery.apply({"do": "replace-activation", "to": "relu"}, Branching())
+    with pytest.raises(SurgeryRefused, match=r"Branching \(.*test_surgery.py:\d+\)") as reason:
+        surgery.apply({"do": "replace-activation", "to": "relu", "from": ["sigmoid"]}, Branching())
+    assert "write torch.nn.functional.relu(x) there for sigmoid" in str(reason.value)
 
 
 def test_code_that_differs_between_training_and_evaluation_is_refused() -> None:
@@ -172,6 +173,65 @@ def test_norms_stand_before_activations_and_never_at_the_output() -> None:
     treated = surgery.apply({"do": "normalize", "norm": "batch"}, mlp(depth=4), torch.randn(3, 16))
     kinds = [type(module).__name__ for module in treated.modules() if not list(module.children())]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU"] * 3 + ["Linear"]
+
+
+class HeadFirst(nn.Module):
+    """Registers its layers in another order than it calls them, inside a module that does so too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 3)
+        self.last = nn.Sigmoid()
+        self.act2, self.act1 = nn.Tanh(), nn.Tanh()
+        self.second, self.first = nn.Linear(6, 8), nn.Linear(5, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.head(self.act2(self.second(self.act1(self.first(x))))))
+
+
+def test_surgery_goes_by_execution_and_not_by_registration() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tail, self.net = nn.Linear(3, 2), HeadFirst()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.tail(self.net(x))
+
+    batch = torch.randn(7, 5)
+    treated = surgery.apply({"do": "normalize", "norm": "batch"}, HeadFirst(), batch)
+    norms = {name for name, module in treated.named_modules() if isinstance(module, nn.BatchNorm1d)}
+    assert norms == {"first_norm", "second_norm"}
+    with pytest.raises(SurgeryRefused, match="output"):
+        surgery.apply({"do": "normalize", "norm": "batch", "layers": ["head"]}, HeadFirst(), batch)
+    relu = surgery.apply({"do": "replace-activation", "to": "relu"}, HeadFirst(), batch)
+    assert [type(m) for m in (relu.act1, relu.act2, relu.last)] == [nn.ReLU, nn.ReLU, nn.Sigmoid]
+    inner = surgery.apply({"do": "normalize", "norm": "layer"}, Outer(), batch)
+    assert {name for name, m in inner.named_modules() if isinstance(m, nn.LayerNorm)} == {
+        "net.first_norm", "net.second_norm", "net.head_norm",
+    }  # fmt: skip
+    wide = surgery.apply({"do": "widen", "factor": 2}, HeadFirst(), batch)
+    assert (wide.first.out_features, wide.second.out_features, wide.head.out_features) == (12, 16, 3)
+
+
+def test_norms_can_be_taken_away_but_not_out_of_torchs_own_layers() -> None:
+    model = nn.Sequential(nn.Linear(4, 2), nn.GroupNorm(2, 2), nn.Linear(2, 1)).eval()
+    treated = surgery.apply({"do": "replace-norm", "norm": "none", "layers": ["1"]}, model, torch.randn(3, 4))
+    assert isinstance(treated[1], nn.Identity)
+    assert not treated[1].training
+    with pytest.raises(SurgeryRefused, match="needs its norms"):
+        surgery.apply(
+            {"do": "replace-norm", "norm": "none", "layers": ["encoder.layers.0.norm1"]}, Transformer()
+        )
+
+
+@pytest.mark.parametrize("scheme", ["own", "he", "xavier", "lecun", "orthogonal"])
+def test_sixteen_bit_weights_can_be_drawn_anew(scheme: str) -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        for model in (mlp(), Recurrent()):
+            treated = surgery.apply({"do": "initialize", "scheme": scheme}, model.to(dtype))
+            assert {parameter.dtype for parameter in treated.parameters()} == {dtype}
+            assert all(parameter.isfinite().all() for parameter in treated.parameters())
 
 
 def test_norms_suit_convolutions() -> None:

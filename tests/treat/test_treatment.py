@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
@@ -99,6 +102,81 @@ def test_an_interrupted_treatment_resumes_without_repeating_what_is_done(tmp_pat
     )
     assert set(seen) == {"Lower the rate, seed 1"}
     assert treatment.complete
+
+
+def test_a_trial_under_way_is_given_up_at_the_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    module = importlib.import_module("gradscope.treat.treatment")
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    seen: list[str] = []
+
+    def tick(name: str, step: int, steps: int) -> None:
+        clock[0] += 1.0
+        seen.append(name)
+
+    treatment = treat(build(5.0), batches, [LOWER], 20, 3, tmp_path / "t", time_limit=47.5, progress=tick)
+    assert seen[-1] == "untreated, seed 1"
+    assert len(seen) == 48
+    assert not treatment.complete
+    assert len(treatment.patient) == 1
+    assert len(treatment.effects[0].trials) == 1
+    assert treatment.effects[0].outcome != "not tried"
+
+
+class Foreign(pl.LightningModule):
+    """Has no forward(), dictionaries as batches, its head registered first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(16, 2), nn.Linear(6, 16)
+
+    def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
+        return nn.functional.cross_entropy(self.head(torch.sigmoid(self.body(batch["x"]))), batch["y"])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*:UserWarning")
+def test_a_module_that_only_training_step_knows_how_to_call_is_treated(tmp_path: Path) -> None:
+    remedy = Remedy("initialization", "Initialise", "", "", "", {"do": "initialize", "scheme": "xavier"})
+    data = [{"x": x, "y": y} for x, y in batches(0)]
+    treatment = treat(Foreign, data, [remedy], steps=10, seeds=1, run_dir=tmp_path / "t")
+    assert treatment.effects[0].failure == ""
+    assert treatment.effects[0].outcome != "not tried"
+
+
+def test_a_plain_model_in_sixteen_bits_is_treated_in_float32(tmp_path: Path) -> None:
+    def make() -> Any:
+        model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2)).bfloat16()
+        return (
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            lambda y, t: nn.functional.cross_entropy(y.float(), t),
+        )
+
+    def data(seed: int) -> Any:
+        return [(x.bfloat16(), y) for x, y in batches(seed)]
+
+    wide = Remedy("precision", "float32", "", "", "", {"do": "train", "precision": "32-true"})
+    mixed = Remedy("precision", "mixed", "", "", "", {"do": "train", "precision": "bf16-mixed"})
+    scaled = Remedy("precision", "scaled", "", "", "", {"do": "train", "precision": "16-mixed"})
+    treatment = treat(make, data, [wide, mixed, scaled], steps=10, seeds=1, run_dir=tmp_path / "t")
+    failures = {effect.remedy.title: effect.failure for effect in treatment.effects}
+    assert failures["float32"] == failures["mixed"] == ""
+    assert "scaler" in failures["scaled"]
+
+
+@pytest.mark.parametrize("part", ["build", "data"])
+def test_what_the_users_code_raises_is_one_line(tmp_path: Path, part: str) -> None:
+    def fail(*_: Any) -> Any:
+        raise ValueError("no such file")
+
+    arguments = (fail, batches) if part == "build" else (build(0.5), fail)
+    with pytest.raises(GradscopeError, match=rf"{part}.* failed: ValueError: no such file"):
+        treat(*arguments, [], steps=10, seeds=1, run_dir=tmp_path / "t")
 
 
 def test_another_treatment_in_the_same_place_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ An action is a mapping with "do", the name of an operation, and its arguments:
 - "replace-activation": to, from (names of those to replace; all hidden ones if absent), layers (modules)
 - "initialize": scheme ("own", "he", "xavier", "lecun", "orthogonal", "lsuv", or one for each layer), layers
 - "normalize": norm ("batch", "layer", "group"), layers (those whose activations it goes before)
-- "replace-norm": norm, layers · "set-epsilon": eps, layers
+- "replace-norm": norm ("layer", "group", "none"), layers · "set-epsilon": eps, layers
 - "residual": layers, scale (of the branch) · "widen": factor
 - "freeze", "unfreeze": parameters
 - "train": a change of the training, see gradscope.prescribe.training; the model stays as it is
@@ -32,12 +32,12 @@ from gradscope.prescribe.surgery.optimization import (
     warm_up,
 )
 from gradscope.prescribe.surgery.residual import add_residuals
-from gradscope.prescribe.surgery.running import check_shape
+from gradscope.prescribe.surgery.running import check_shape, runs
 from gradscope.prescribe.surgery.width import widen
 from gradscope.prescribe.training import steps_of
 from gradscope.records import Remedy
 
-__all__ = ["apply", "change_optimizer", "clip_gradients", "warm_up"]
+__all__ = ["apply", "change_optimizer", "clip_gradients", "runs", "warm_up"]
 
 Operation = Callable[[nn.Module, Mapping[str, Any], Any], None]
 

@@ -19,7 +19,7 @@ from gradscope.prescribe.surgery.activation_kinds import (
     kind_of_module,
 )
 from gradscope.prescribe.surgery.forward_pass import owners, rewrite
-from gradscope.prescribe.surgery.structure import Level, Levels, weighted
+from gradscope.prescribe.surgery.structure import Level, Levels, executed, weighted
 
 
 def replace_activations(model: nn.Module, action: Mapping[str, Any], batch: Any) -> None:
@@ -74,26 +74,16 @@ def _suits(kind: str | None, wanted: tuple[str, ...], to: str) -> bool:
 
 def _hidden_modules(model: nn.Module, wanted: tuple[str, ...], to: str) -> list[str]:
     """Return the activation modules that come before the last weighted layer and gate nothing."""
-    order = {name: place for place, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
+    order = {name: place for place, name in enumerate(executed(model))}
     last = max((order[name] for name in weighted(model)), default=-1)
     levels = Levels(model)
     found: dict[int, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if name and _suits(kind_of_module(module), wanted, to) and not _is_gate(levels, name):
-            before_output = order[name] < last or _is_shared_or_inner(levels, model, name)
+            before_output = order.get(name, last) < last
             if before_output:
                 found.setdefault(id(module), name)
     return list(found.values())
-
-
-def _is_shared_or_inner(levels: Levels, model: nn.Module, name: str) -> bool:
-    """Say whether an activation registered behind all weights runs before some of them nevertheless."""
-    try:
-        level, short = levels.of(name)
-    except SurgeryRefused:
-        return False
-    calls = [node for node in level.graph.nodes if node.op == "call_module" and node.target == short]
-    return any(_reaches_weights(level, node) for node in calls)
 
 
 def _is_gate(levels: Levels, name: str) -> bool:
@@ -159,7 +149,11 @@ def _replace_calls(model: nn.Module, wanted: tuple[str, ...], to: str) -> int:
     for name, owner in owners(model):
         if isinstance(owner, nn.Sequential) or not _mentions(owner, wanted, to):
             continue
-        level = levels.at(owner, name)
+        try:
+            level = levels.at(owner, name)
+        except SurgeryRefused as reason:
+            old = " or ".join(wanted) or "the activation"
+            raise SurgeryRefused(f"{reason}; write {_call_of(to)} there for {old}") from None
         calls = [
             node
             for node in level.graph.nodes
@@ -181,6 +175,12 @@ def _replace_call(graph: fx.Graph, node: fx.Node, to: str) -> None:
         new = node.args[0] if to == "identity" else graph.call_function(as_function(to), (node.args[0],))
     node.replace_all_uses_with(new)  # type: ignore[arg-type]
     graph.erase_node(node)
+
+
+def _call_of(to: str) -> str:
+    if to == "identity":
+        return "x"
+    return f"torch.{to}(x)" if to in ("tanh", "sigmoid") else f"torch.nn.functional.{to}(x)"
 
 
 def _mentions(owner: nn.Module, wanted: tuple[str, ...], to: str) -> bool:

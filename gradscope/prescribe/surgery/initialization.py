@@ -26,11 +26,16 @@ def _lecun(weight: Tensor) -> None:
     nn.init.kaiming_normal_(weight, nonlinearity="linear")
 
 
+def _orthogonal(weight: Tensor) -> None:
+    drawn = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+    weight.copy_(nn.init.orthogonal_(drawn))  # its QR decomposition knows no 16-bit numbers
+
+
 SCHEMES: dict[str, Callable[[Tensor], object]] = {
     "he": _he,
     "lecun": _lecun,
     "xavier": nn.init.xavier_normal_,
-    "orthogonal": nn.init.orthogonal_,
+    "orthogonal": _orthogonal,
 }
 
 
@@ -108,7 +113,7 @@ def _initialize_recurrence(layer: nn.Module) -> None:
         for name, parameter in layer.named_parameters():
             if "weight_hh" in name:
                 for gate in parameter.split(parameter.shape[1]):
-                    nn.init.orthogonal_(gate)
+                    _orthogonal(gate)
             elif "weight_ih" in name:
                 nn.init.xavier_uniform_(parameter)
             elif "bias" in name:

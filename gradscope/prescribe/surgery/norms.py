@@ -57,7 +57,7 @@ def build_norm(norm: str, layer: nn.Linear | _ConvNd) -> nn.Module:
 
 
 def replace_norms(model: nn.Module, action: Mapping[str, Any], batch: Any) -> None:
-    """Put GroupNorm, or another norm that needs no batch, for BatchNorm layers, in place."""
+    """Put GroupNorm, or another norm that needs no batch, for BatchNorm layers, or nothing for any norm."""
     names = action.get("layers") or [
         name for name, module in model.named_modules() if isinstance(module, _BatchNorm)
     ]
@@ -65,6 +65,11 @@ def replace_norms(model: nn.Module, action: Mapping[str, Any], batch: Any) -> No
         raise SurgeryRefused("the model has no BatchNorm to replace")
     for name in names:
         old = _module(model, name)
+        parent, _, child = name.rpartition(".")
+        if action["norm"] == "none" and isinstance(old, NORMS):
+            _refuse_torchs_own(model, parent)
+            setattr(model.get_submodule(parent), child, nn.Identity().train(old.training))
+            continue
         if not isinstance(old, _BatchNorm):
             raise SurgeryRefused(f"{name} is a {type(old).__name__}, not a BatchNorm")
         groups = 1 if action["norm"] == "layer" else groups_of(old.num_features)
@@ -72,8 +77,13 @@ def replace_norms(model: nn.Module, action: Mapping[str, Any], batch: Any) -> No
         if old.affine:
             new.load_state_dict({key: old.state_dict()[key] for key in ("weight", "bias")})
             new.to(old.weight.device, old.weight.dtype)
-        parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, new.train(old.training))
+
+
+def _refuse_torchs_own(model: nn.Module, parent: str) -> None:
+    owner = model.get_submodule(parent)
+    if type(owner).__module__.startswith("torch.nn.modules.transformer"):
+        raise SurgeryRefused(f"{parent} is a {type(owner).__name__} of torch's, which needs its norms")
 
 
 def set_epsilon(model: nn.Module, action: Mapping[str, Any], batch: Any) -> None:

@@ -22,6 +22,15 @@ def run(model: nn.Module, batch: Any) -> Any:
             module.training = training
 
 
+def runs(model: nn.Module, batch: Any) -> bool:
+    """Say whether a model can be called with a batch; a LightningModule without forward() can't."""
+    try:
+        run(model, batch)
+    except Exception:
+        return False
+    return True
+
+
 def check_shape(model: nn.Module, changed: nn.Module, batch: Any) -> None:
     """Raise SurgeryRefused if the changed model doesn't run on a batch, or gives another shape."""
     try:

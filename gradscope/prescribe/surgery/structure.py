@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -11,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gradscope.errors import SurgeryRefused
 from gradscope.prescribe.surgery.activation_kinds import FUNCTIONS, METHODS, kind_of_module
-from gradscope.prescribe.surgery.forward_pass import owner_of, trace
+from gradscope.prescribe.surgery.forward_pass import CONTAINERS, owner_of, trace
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -50,17 +51,46 @@ class Behind:
     normalized: bool
 
 
+def executed(model: nn.Module) -> list[str]:
+    """Return the names of all modules in the order in which forward() first calls them, callers first.
+
+    What can't be followed, and what is never called, comes in the order in which it was registered.
+    """
+    return list(dict.fromkeys([*_calls(model, ""), *(name for name, _ in model.named_modules())]))
+
+
+def _calls(module: nn.Module, name: str) -> Iterator[str]:
+    yield name
+    prefix = f"{name}." if name else ""
+    for child in _called_children(module):
+        yield from _calls(module.get_submodule(child), f"{prefix}{child}")
+
+
+def _called_children(module: nn.Module) -> list[str]:
+    """Return the names of what a module calls, in order; in order of registration if that can't be told."""
+    registered = [name for name, _ in module.named_children()]
+    own_code = not isinstance(module, (nn.Sequential, *CONTAINERS)) and registered
+    if not own_code or type(module).__module__.startswith("torch."):
+        return registered
+    try:
+        called = [str(node.target) for node in trace(module).nodes if node.op == "call_module"]
+    except SurgeryRefused:
+        return registered
+    return list(dict.fromkeys([*called, *registered]))
+
+
 def weighted(model: nn.Module) -> dict[str, nn.Linear | _ConvNd]:
-    """Return the linear and convolution layers by name, in order of registration, without attention's own."""
+    """Return the linear and convolution layers by name, in order of execution, without attention's own."""
     inside = tuple(
         f"{name}."
         for name, module in model.named_modules()
         if isinstance(module, (nn.MultiheadAttention, *RECURRENT))
     )
+    modules = dict(model.named_modules())
     return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, _ConvNd)) and not name.startswith(inside or ("\0",))
+        name: modules[name]
+        for name in executed(model)
+        if isinstance(modules.get(name), (nn.Linear, _ConvNd)) and not name.startswith(inside or ("\0",))
     }
 
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from gradscope.errors import SurgeryRefused
-from gradscope.prescribe.surgery.structure import units_of, weighted
+from gradscope.prescribe.surgery.structure import executed, units_of, weighted
 
 Weighted = nn.Linear | _ConvNd
 
@@ -77,10 +77,10 @@ def _norms(model: nn.Module) -> list[nn.Module]:
 
 
 def _norms_between(model: nn.Module, names: list[str]) -> list[nn.Module]:
-    """Return the norms registered after the first weighted layer and before the last."""
-    order = [name for name, _ in model.named_modules()]
+    """Return the norms that come after the first weighted layer and before the last."""
+    order = executed(model)
     first, last = order.index(names[0]), order.index(names[-1])
-    between = [model.get_submodule(name) for name in order[first:last]]
+    between = {id(module): module for module in map(model.get_submodule, order[first:last])}.values()
     return [module for module in between if isinstance(module, (_BatchNorm, nn.LayerNorm, nn.GroupNorm))]
 
 

@@ -193,9 +193,11 @@ def _factor(run: Run, classes: int) -> float:
     error = math.sqrt((1 - 1 / classes) / classes)
     factor = rows * float(run.layer_table("signal_rms")[name].iloc[0]) / error
     loss = float(column(run, "loss")[0])
-    untrained = factor > 0 and loss / factor > 0.7 * math.log(classes)
-    scaled = np.isfinite(column(run, "amp_scale")).any()
-    return factor if untrained and not scaled and not 0.5 < factor < 2 else 1.0
+    if not factor > 0 or np.isfinite(column(run, "amp_scale")).any():
+        return 1.0
+    guess = loss / factor / math.log(classes)  # near 1 if this is the factor and nothing has been learned
+    least = 0.9 if 0.5 < factor < 2 else 0.7  # a small factor may also be a loss of another kind
+    return factor if guess > least and (guess < 1.1 or not 0.5 < factor < 2) else 1.0
 
 
 def _of_probabilities(run: Run) -> bool:

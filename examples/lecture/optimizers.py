@@ -257,9 +257,9 @@ def recorded_figure(
     digits: dict[str, tuple[list[float], Run]], title: str, caption: str, column: str
 ) -> Figure:
     medians = {name: weight_table(run, column).median(axis=1).dropna() for name, (_, run) in digits.items()}
-    series = {name: (list(values.index), list(values)) for name, values in medians.items() if len(values)}
+    series = {name: (list(values.index), list(values)) for name, values in medians.items()}
     chart = line_chart(series, "step", column.replace("_", " "), log_y=True, mode="lines")
-    return Figure(title, caption, chart, wide=False)
+    return Figure(title, caption, chart, wide=column == "second_moment_rms")
 
 
 if __name__ == "__main__":

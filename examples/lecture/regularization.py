@@ -219,12 +219,12 @@ def shrinkage_figure(shrunk: dict[str, list[float]], steps: int) -> Figure:
 
 
 def gap_figure(runs: Runs) -> Figure:
+    names = list(runs)[::-1]  # plotly counts upwards
     series = {
-        "training": (list(runs), [average(outcomes, "train_loss") for outcomes in runs.values()]),
-        "test": (list(runs), [average(outcomes, "test_loss") for outcomes in runs.values()]),
+        "training": ([average(runs[name], "train_loss") for name in names], names),
+        "test": ([average(runs[name], "test_loss") for name in names], names),
     }
-    chart = line_chart(series, "", "loss", mode="markers")
-    chart.update_traces(marker={"size": 11}).update_xaxes(tickangle=30)
+    chart = line_chart(series, "loss", "", mode="markers").update_traces(marker={"size": 11})
     return Figure("Training and test loss", "The distance of the two points is the gap.", chart, wide=False)
 
 

@@ -41,7 +41,7 @@ class Effort:
     iterations: int  # and of those that are continued
 
 
-FULL, QUICK = Effort(160, 250, 3, 1500), Effort(30, 60, 2, 200)
+FULL, QUICK = Effort(128, 250, 3, 1000), Effort(30, 60, 2, 200)
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def error_figure(best: dict[tuple[int, int], Fit], widths: dict[int, tuple[int, 
         ticks=(2, 4, 8, 16, 32, 64),
         dotted=[name for name in series if name.startswith("known")],
     )
-    return Figure("Error against width", "The best of the seeds, and the known figures, dotted.", chart)
+    return Figure("Error against width", "The best of the starts, and the known figures, dotted.", chart)
 
 
 def fit_figure(

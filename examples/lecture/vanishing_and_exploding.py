@@ -201,6 +201,9 @@ NOTES = [
     "(1.21 with ReLU), so with depth it brings back the explosion. A network whose gain is 1 already only "
     "loses by it: see orthogonal tanh at fifty layers, in the table. Where the weights are wrong it still "
     "helps there.",
+    "BatchNorm and clipping get on badly at depth twenty: of the exploded gradient that BatchNorm sends back "
+    "nearly everything belongs to the first layers, so that what clipping leaves to the others is too little "
+    "to learn from (ReLU and GELU, column BN + clip). LayerNorm doesn't explode, and clipping helps it.",
     "Clipping bounds the step, not the cause. At moderate depth that is enough to learn from an exploding "
     "gradient; at thirty layers its direction is of no use, however short one cuts it. Where gradients "
     "vanish it changes nothing.",
@@ -243,6 +246,8 @@ CLAIMED: list[Job] = [  # trained with several seeds
     (VANISHING_RELU | SKIPS, 30),
     (EXPLODING_RELU | CLIPPING, 15),
     (EXPLODING_RELU | CLIPPING, 30),
+    (HE_RELU | CLIPPING, 20),
+    (HE_RELU | CLIPPING | BATCH, 20),
 ]
 QUICK_CLAIMED: list[Job] = [
     (VANISHING_RELU, 15),
@@ -270,6 +275,11 @@ def full_claims(scores: Scores) -> list[Claim]:
             "BatchNorm makes it worse: accuracy that it costs orthogonal tanh at depth 50",
             low(CRITICAL_TANH, 50) - high(CRITICAL_TANH | BATCH, 50),
             0.1,
+        ),
+        at_least(
+            "BatchNorm makes it worse with clipping: accuracy that it costs ReLU with He at depth 20",
+            low(HE_RELU | CLIPPING, 20) - high(HE_RELU | CLIPPING | BATCH, 20),
+            0.2,
         ),
         at_least(
             "Cure by skip connections: ReLU with torch's default at depth 30",
@@ -384,7 +394,6 @@ def cure_figure(cures: dict[str, Options], scores: Scores, depths: tuple[int, ..
         "A patient, and under it the same network with one thing changed: accuracy on test digits. Chance is "
         "0.10.",
         chart,
-        wide=False,
     )
 
 

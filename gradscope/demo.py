@@ -19,6 +19,7 @@ from rich.table import Table
 from gradscope.errors import GradscopeError
 from gradscope.examine import examine
 from gradscope.models import PROGRAMS, Program, Training
+from gradscope.models.lecture import EXPERIMENTS
 from gradscope.present import gallery, html, wording
 from gradscope.pytorch_lightning import GradScope
 from gradscope.quiet import quiet_lightning
@@ -88,6 +89,9 @@ def find_program(name: str) -> Program:
     """Return a program of the catalogue; GradscopeError if there is none of this name."""
     if name in PROGRAMS:
         return PROGRAMS[name]
+    script = next((item.script for item in EXPERIMENTS if item.name == name), None)
+    if script:
+        raise GradscopeError(f"{name} is a script of the lecture: run `python {script}` in the source tree")
     close = get_close_matches(name, PROGRAMS, n=1)
     hint = f", did you mean {close[0]}?" if close else ""
     raise GradscopeError(f"there is no demo {name!r}{hint}; `gradscope demo --list` lists all")

@@ -65,5 +65,10 @@ def test_an_unknown_name_is_one_line_with_a_suggestion(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_an_experiment_of_the_lecture_is_named_with_its_script() -> None:
+    with pytest.raises(GradscopeError, match=r"python examples/lecture/word_embeddings\.py"):
+        find_program("word-embeddings")
+
+
 def test_every_program_can_be_found_by_name() -> None:
     assert [find_program(name) for name in PROGRAMS] == list(PROGRAMS.values())

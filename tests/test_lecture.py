@@ -16,7 +16,7 @@ from gradscope.models.lecture import EXPERIMENTS, Experiment
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "examples" / "lecture"
-NOT_EXPERIMENTS = {"page", "charts", "gain_per_layer"}
+NOT_EXPERIMENTS = {"page", "charts", "gain_per_layer", "margins"}
 NAMES = [experiment.name for experiment in EXPERIMENTS]
 
 
@@ -60,7 +60,7 @@ def test_a_claim_that_fails_shows_in_the_exit_status(tmp_path: Path) -> None:
     script = tmp_path / "failing.py"
     script.write_text(
         "from page import Result, at_most, main\n"
-        "def experiment(quick):\n"
+        "def experiment(quick, seed):\n"
         "    claims = [at_most('2 is at most 1', 2.0, 1.0), at_most('NaN is at most 1', float('nan'), 1)]\n"
         "    return Result('Failing', 'Two is less than one.', claims)\n"
         "main(experiment)\n",
@@ -72,3 +72,40 @@ def test_a_claim_that_fails_shows_in_the_exit_status(tmp_path: Path) -> None:
     )
     assert run.returncode == 1, run.stderr
     assert "0 of 2 claims hold" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--seed", "-1"], "give a number from 0 to 999"),
+        (["--output", "."], "is a directory; name a file"),
+        (["--output", f"{__file__}/page.html"], "choose another --output"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_runs(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, str(SCRIPTS / "no_flattening.py"), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 2
+    assert said in run.stderr.splitlines()[-1]
+    assert run.stdout == ""
+
+
+def test_the_same_seed_measures_the_same_and_another_does_not(tmp_path: Path) -> None:
+    pages = []
+    for name, seed in (("first", 1), ("again", 1), ("other", 2)):
+        page = tmp_path / f"{name}.html"
+        command = [sys.executable, str(SCRIPTS / "no_flattening.py"), "--quick", "--output", str(page)]
+        subprocess.run([*command, "--seed", str(seed)], check=True, capture_output=True, cwd=tmp_path)
+        pages.append(page.read_text(encoding="utf-8").replace(f"--seed {seed}", ""))
+    assert pages[0] == pages[1] != pages[2]
+
+
+def test_margins_prints_a_row_for_each_claim_and_a_column_for_each_seed() -> None:
+    command = [sys.executable, str(SCRIPTS / "margins.py"), "--quick", "--seeds", "2", "no-flattening"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[0] == "| no-flattening | expected | seed 0 | seed 1 |"
+    assert len(lines) > 5
+    assert {line.count("|") for line in lines if line} == {5}

@@ -21,7 +21,10 @@ def line_chart(
     dotted: Sequence[str] = (),
     ticks: Sequence[float] | None = None,
 ) -> go.Figure:
-    """Draw named (x, y) series; those in `dotted` are references and get no markers."""
+    """Draw named (x, y) series; those in `dotted` are references and get no markers.
+
+    An empty series only takes its turn with the colours, so that a name keeps its colour on all charts.
+    """
     chart = go.Figure()
     for name, (across, up) in series.items():
         reference = name in dotted
@@ -31,10 +34,15 @@ def line_chart(
             name=name,
             mode="lines" if reference else mode,
             line={"dash": "dot"} if reference else {},
+            showlegend=len(across) > 0,
         )
     chart.update_layout(height=height, xaxis=_axis(x, log_x), yaxis=_axis(y, log_y), showlegend=True)
     if ticks is not None:
         chart.update_xaxes(tickvals=list(ticks))
+    if log_y:
+        heights = [value for _, up in series.values() for value in up if value > 0]
+        if 30 < max(heights) / min(heights) < 1e8:
+            chart.update_yaxes(dtick=1)  # label powers of ten only
     return chart
 
 

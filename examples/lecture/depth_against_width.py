@@ -7,7 +7,7 @@ from statistics import median
 
 import torch
 from charts import line_chart
-from page import Claim, Figure, Result, Table, at_least, at_most, exactly, main
+from page import Claim, Figure, Result, Table, at_least, at_most, exactly, main, seeds
 from torch import nn
 
 from gradscope.models.sawtooth import count_pieces, deep_sawtooth, flat_sawtooth, sawtooth
@@ -70,15 +70,15 @@ def train(network: nn.Sequential, steps: int, lr: float = 0.01) -> Trained:
     return Trained(size, error, count_pieces(network, tolerance=1e-3), network)
 
 
-def experiment(quick: bool) -> Result:
-    steps, seeds = (600, 2) if quick else (1500, 3)
+def experiment(quick: bool, seed: int) -> Result:
+    steps, repetitions = (600, seeds(seed, 2)) if quick else (1500, seeds(seed, 3))
     folds = range(1, 9) if quick else range(1, 13)
     pairs = dict(list(PAIRS.items())[:1]) if quick else PAIRS
     trained = {
-        name: [[train(multilayer(widths, seed), steps) for seed in range(seeds)] for widths in pair]
+        name: [[train(multilayer(widths, number), steps) for number in repetitions] for widths in pair]
         for name, pair in pairs.items()
     }
-    started_near = [train(near_construction(0.01, seed), steps, lr=1e-3) for seed in range(seeds)]
+    started_near = [train(near_construction(0.01, number), steps, lr=1e-3) for number in repetitions]
     claims = [*constructed_claims(folds), *trained_claims(trained, started_near, quick)]
     return Result(
         title="Depth against width: the sawtooth",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
@@ -19,7 +20,7 @@ DEPTH, WIDTH = 30, 128  # of the networks whose gain is measured
 FIRST, LAST = 2, DEPTH - 3  # the layers between which it is: theory is about the middle of a deep network
 
 
-def signal_profile(options: Options, seed: int = 0) -> Tensor:
+def signal_profile(options: Options, seed: int) -> Tensor:
     """Return for each layer the root mean square of the loss's gradient with respect to its output."""
     torch.manual_seed(seed)
     model = DeepMLP(depth=DEPTH, width=WIDTH, **options).double()
@@ -35,9 +36,9 @@ def signal_profile(options: Options, seed: int = 0) -> Tensor:
     return torch.stack([signal.square().mean().sqrt() for signal in signals])
 
 
-def measured_gain(options: Options, seeds: int) -> float:
+def measured_gain(options: Options, seeds: Sequence[int]) -> float:
     """Return by what factor the gradient changes when it goes down one layer: the slope of its logarithm."""
-    profile = torch.stack([signal_profile(options, seed).log() for seed in range(seeds)]).mean(dim=0)
+    profile = torch.stack([signal_profile(options, seed).log() for seed in seeds]).mean(dim=0)
     return ((profile[FIRST] - profile[LAST]) / (LAST - FIRST)).exp().item()
 
 

@@ -14,9 +14,9 @@ SCALES = (0.8, 0.4, 0.2, 0.1, 0.05, 0.025)
 LARGEST_FLAT = 8  # beyond it 2^n neurons take long to build
 
 
-def relative_error(network: nn.Module, inputs: int, scale: float, samples: int) -> float:
+def relative_error(network: nn.Module, inputs: int, scale: float, samples: int, seed: int) -> float:
     """Return the root mean square error of the product for inputs in ±scale, over the product's own."""
-    generator = torch.Generator().manual_seed(inputs)
+    generator = torch.Generator().manual_seed(1000 * inputs + seed)
     x = (2 * torch.rand(samples, inputs, dtype=torch.float64, generator=generator) - 1) * scale
     wrong, size = [], []
     with torch.no_grad():
@@ -31,13 +31,15 @@ def _total(parts: list[Tensor]) -> Tensor:
     return torch.stack(parts).sum()
 
 
-def experiment(quick: bool) -> Result:
+def experiment(quick: bool, seed: int) -> Result:
     samples = 20_000 if quick else 200_000
     sizes = (2, 4, 8) if quick else (2, 4, 8, 16)
     trees = {n: ProductTree(n, 0.1).double() for n in sizes}
-    deep = {n: relative_error(trees[n], n, 0.1, samples) for n in sizes}
-    flat = {n: relative_error(FlatProduct(n).double(), n, 0.1, samples) for n in sizes if n <= LARGEST_FLAT}
-    by_scale = [relative_error(ProductTree(4, scale).double(), 4, scale, samples) for scale in SCALES]
+    deep = {n: relative_error(trees[n], n, 0.1, samples, seed) for n in sizes}
+    flat = {
+        n: relative_error(FlatProduct(n).double(), n, 0.1, samples, seed) for n in sizes if n <= LARGEST_FLAT
+    }
+    by_scale = [relative_error(ProductTree(4, scale).double(), 4, scale, samples, seed) for scale in SCALES]
     order = (torch.tensor(by_scale[-2]) / by_scale[-1]).log2().item()
     claims: list[Claim] = [
         exactly(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 
 from gradscope import read_run, watch
 from gradscope.models.data import split_digits
+from gradscope.models.deep_mlp import DeepMLP
 from gradscope.models.optimizers import MovingAverageSGD, WrittenAdam
 from gradscope.records import Run
 
@@ -50,31 +50,26 @@ def with_dampening(weights: list[nn.Parameter]) -> Optimizer:
     return torch.optim.SGD(weights, lr=0.05, momentum=0.9, dampening=0.9)
 
 
-def deep_network(seed: int, depth: int = 12, width: int = 32) -> nn.Sequential:
+def deep_network(seed: int) -> DeepMLP:
     """Build a deep ReLU network in float64, with He initialisation."""
     torch.manual_seed(seed)
-    sizes = [64, *[width] * depth]
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(sizes):
-        linear = nn.Linear(fan_in, fan_out)
-        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
-        layers += [linear, nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(width, 10)).double()
+    return DeepMLP(depth=12, width=32).double()
 
 
-def gradients(network: nn.Module, generator: torch.Generator) -> float:
+def gradients(network: DeepMLP, generator: torch.Generator) -> float:
     """Put the gradients of a batch of digits into the network; return the loss."""
     images, labels = split_digits(0)[0].tensors
     batch = torch.randint(len(images), (64,), generator=generator)
-    loss = nn.functional.cross_entropy(network(images[batch].double()), labels[batch])
+    loss = network.loss(network(images[batch].double()), labels[batch])
     network.zero_grad()
     loss.backward()
     return loss.item()
 
 
-def difference(ours: Build, theirs: Build, steps: int) -> float:
+def difference(ours: Build, theirs: Build, steps: int, seed: int) -> float:
     """Hand both the gradients of a training by torch's; return the weights' largest relative difference."""
-    leader, follower, generator = deep_network(0), deep_network(0), torch.Generator().manual_seed(0)
+    leader, follower = deep_network(seed), deep_network(seed)
+    generator = torch.Generator().manual_seed(seed)
     optimizers = theirs(list(leader.parameters())), ours(list(follower.parameters()))
     for _ in range(steps):
         gradients(leader, generator)
@@ -88,12 +83,12 @@ def difference(ours: Build, theirs: Build, steps: int) -> float:
     )
 
 
-def trained(build: Build, steps: int) -> tuple[list[float], Run]:
+def trained(build: Build, steps: int, seed: int) -> tuple[list[float], Run]:
     """Train the deep network on digits while gradscope watches; return the loss at each step, and the run."""
-    network, generator, losses = deep_network(0), torch.Generator().manual_seed(0), []
+    network, generator, losses = deep_network(seed), torch.Generator().manual_seed(seed), []
     optimizer = build(list(network.parameters()))
     with tempfile.TemporaryDirectory() as folder:
-        with watch(network, optimizer, run_dir=Path(folder) / "run") as observed:
+        with watch(network, optimizer, run_dir=Path(folder) / "run", verbose=False) as observed:
             for _ in range(steps):
                 losses.append(gradients(network, generator))
                 optimizer.step()
@@ -126,12 +121,12 @@ ON_DIGITS: dict[str, Build] = {
 }
 
 
-def experiment(quick: bool) -> Result:
+def experiment(quick: bool, seed: int) -> Result:
     steps = 40 if quick else 200
-    differences = {name: difference(*pair, steps=steps) for name, pair in PAIRS.items()}
-    dampened = difference(PAIRS[MOMENTUM][0], with_dampening, steps=steps)
+    differences = {name: difference(*pair, steps, seed) for name, pair in PAIRS.items()}
+    dampened = difference(PAIRS[MOMENTUM][0], with_dampening, steps, seed)
     quadratic = {name: quadratic_descent(build, 1000) for name, build in ON_QUADRATIC.items()}
-    digits = {name: trained(build, 60 if quick else 300) for name, build in ON_DIGITS.items()}
+    digits = {name: trained(build, 60 if quick else 300, seed) for name, build in ON_DIGITS.items()}
     claims: list[Claim] = [
         *(
             at_most(f"{name}: largest relative difference from torch.optim after {steps} steps", value, 1e-12)
@@ -225,6 +220,12 @@ VIEWS = (
         "Plain gradient descent has none.",
         "momentum_norm",
     ),
+    (
+        "What gradscope records: second moments",
+        "Root mean square of Adam's second moment, the average of squared gradients by which it divides; "
+        "median of the weight matrices. The others keep none.",
+        "second_moment_rms",
+    ),
 )
 
 
@@ -256,9 +257,9 @@ def recorded_figure(
     digits: dict[str, tuple[list[float], Run]], title: str, caption: str, column: str
 ) -> Figure:
     medians = {name: weight_table(run, column).median(axis=1).dropna() for name, (_, run) in digits.items()}
-    series = {name: (values.index.tolist(), values.tolist()) for name, values in medians.items()}
+    series = {name: (list(values.index), list(values)) for name, values in medians.items()}
     chart = line_chart(series, "step", column.replace("_", " "), log_y=True, mode="lines")
-    return Figure(title, caption, chart, wide=False)
+    return Figure(title, caption, chart, wide=column == "second_moment_rms")
 
 
 if __name__ == "__main__":

@@ -99,24 +99,54 @@ def show(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def main(experiment: Callable[[bool], Result]) -> None:
+def main(experiment: Callable[[bool, int], Result]) -> None:
     """Run an experiment from the command line: print it, write its page, exit with 1 if a claim fails."""
     script = Path(inspect.getfile(experiment))
-    parser = argparse.ArgumentParser(description=sys.modules[experiment.__module__].__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smaller version with claims of its own")
-    parser.add_argument("--output", type=Path, default=REPORTS / f"{script.stem}.html", help="page to write")
-    arguments = parser.parse_args()
-    # Small matrices: a second thread costs more than it brings, and may round otherwise.
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+    arguments = _arguments(script, sys.modules[experiment.__module__].__doc__)
     started = time.perf_counter()
-    result = experiment(arguments.quick)
+    try:
+        result = measure(experiment, arguments.quick, arguments.seed)
+    except ImportError as error:
+        sys.exit(f"{script.name}: {error}")
     seconds = time.perf_counter() - started
     print_result(result, Console(width=None if sys.stdout.isatty() else 110))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(render(result, script, arguments.quick), encoding="utf-8")
+    options = f"{' --quick' * arguments.quick}{f' --seed {arguments.seed}' * bool(arguments.seed)}"
+    arguments.output.write_text(render(result, f"examples/lecture/{script.name}{options}"), encoding="utf-8")
     print(f"{seconds:.1f} s, page: {arguments.output}")
     sys.exit(0 if all(claim.holds for claim in result.claims) else 1)
+
+
+def measure(experiment: Callable[[bool, int], Result], quick: bool, seed: int) -> Result:
+    """Run an experiment in one thread; only `seed` decides what it draws."""
+    # Small matrices: a second thread costs more than it brings, and may round otherwise.
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    return experiment(quick, seed)
+
+
+def seeds(seed: int, number: int) -> range:
+    """Return the seeds of a run's repetitions: runs that start from different seeds share none."""
+    return range(seed * number, (seed + 1) * number)
+
+
+def _arguments(script: Path, description: str | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=script.name, description=description)
+    parser.add_argument("--quick", action="store_true", help="a smaller version with claims of its own")
+    parser.add_argument("--seed", type=int, default=0, help="draw everything anew: 0, 1, 2, … (default 0)")
+    parser.add_argument("--output", type=Path, help=f"page to write (default reports/{script.stem}.html)")
+    arguments = parser.parse_args()
+    if not 0 <= arguments.seed < 1000:
+        parser.error(f"--seed is {arguments.seed}; give a number from 0 to 999")
+    if not arguments.output:
+        arguments.output = REPORTS / f"{script.stem}{'_quick' if arguments.quick else ''}.html"
+    if arguments.output.is_dir():
+        parser.error(f"--output {arguments.output} is a directory; name a file, such as page.html")
+    try:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.touch()
+    except OSError as error:
+        parser.error(f"cannot write {arguments.output}: {error.strerror}; choose another --output")
+    return arguments
 
 
 def print_result(result: Result, console: Console) -> None:
@@ -142,7 +172,7 @@ def _rich(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return table
 
 
-def render(result: Result, script: Path, quick: bool) -> str:
+def render(result: Result, command: str) -> str:
     """Return the page as one HTML file that loads nothing from elsewhere."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -150,8 +180,7 @@ def render(result: Result, script: Path, quick: bool) -> str:
     environment.filters["show"] = show
     return environment.get_template("page.html").render(
         result=result,
-        script=script.name,
-        quick=quick,
+        command=command,
         held=sum(claim.holds for claim in result.claims),
         charts=[_chart_json(figure.chart) for figure in result.figures],
         code=[inspect.getsource(function).rstrip() for function in result.code],

@@ -92,7 +92,7 @@ def analogies(pairs: list[tuple[str, str]]) -> list[tuple[str, str, str, str]]:
     return forward + [(b, a, d, c) for a, b, c, d in forward]
 
 
-def learned(sentences: int, steps: int, seed: int = 0) -> tuple[list[str], Tensor]:
+def learned(sentences: int, steps: int, seed: int) -> tuple[list[str], Tensor]:
     """Write a corpus and train word vectors on it; return the vocabulary and the vectors."""
     torch.manual_seed(seed)
     vocabulary, numbered, counts = index_words(corpus(sentences, seed))
@@ -119,9 +119,9 @@ def without_offset(vectors: Tensor, questions: Tensor) -> float:
     return (closeness.argmax(dim=1) == questions[:, 3]).double().mean().item()
 
 
-def experiment(quick: bool) -> Result:
+def experiment(quick: bool, seed: int) -> Result:
     sizes, steps = ((60, 2000), 400) if quick else ((60, 120, 250, 500, 1000, 4000), 1000)
-    corpora = {size: learned(size, steps) for size in sizes}
+    corpora = {size: learned(size, steps, seed) for size in sizes}
     scores = {}
     for size, (vocabulary, vectors) in corpora.items():
         questions = numbered_questions(vocabulary)
@@ -132,7 +132,9 @@ def experiment(quick: bool) -> Result:
         ]
     vocabulary, vectors = corpora[sizes[-1]]
     questions = numbered_questions(vocabulary)
-    chance = accuracy(torch.randn(vectors.shape, generator=torch.Generator().manual_seed(1)), questions, True)
+    chance = accuracy(
+        torch.randn(vectors.shape, generator=torch.Generator().manual_seed(seed)), questions, True
+    )
     return Result(
         title="Word embeddings: king − male + female ≈ queen",
         lead="A network that learns to tell a word's neighbours from random words gives each word a "

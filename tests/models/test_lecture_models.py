@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from gradscope import models
 from gradscope.models.feature_net import FeatureNet, class_selectivity, linear_cka, linear_probe
 from gradscope.models.optimizers import MovingAverageSGD, WrittenAdam
 from gradscope.models.pretraining import pretrain_layers
@@ -188,6 +189,11 @@ def test_probe_reads_a_linear_class_and_cka_ignores_rotation_and_scale() -> None
     assert linear_cka(x, 7 * x @ rotation + 1) == pytest.approx(1.0, abs=1e-4)
     assert linear_cka(x, torch.randn(400, 20)) < 0.2
     assert class_selectivity(x[:, :10], labels) > 0.8 > 0.1 > class_selectivity(torch.randn(400, 5), labels)
+
+
+def test_the_reference_models_are_exported() -> None:
+    assert all(hasattr(models, name) for name in models.__all__)
+    assert {"DeepMLP", "FeatureNet", "SkipGram", "ProductTree", "deep_sawtooth"} <= set(models.__all__)
 
 
 def test_feature_net_names_its_stages_in_order() -> None:

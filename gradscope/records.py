@@ -280,11 +280,14 @@ class _Places:
 
 def _places(statistics: pd.DataFrame, key: str, names: list[str], steps: pd.DataFrame) -> _Places:
     """Find the place of each row; rows for unknown steps or names have none."""
+    import numpy as np
     import pandas as pd
 
     index = pd.Index(steps["step"].to_numpy(), name="step")
     rows = index.get_indexer(pd.Index(statistics["step"]))
-    columns = pd.Categorical(statistics[key], categories=names).codes
+    labels = pd.Categorical(statistics[key])
+    # a code of -1, no label, finds the -1 at the end
+    columns = np.append(pd.Index(names).get_indexer(labels.categories), -1)[labels.codes]
     known = (rows >= 0) & (columns >= 0)
     return _Places(index, pd.Index(names, name=key), known, rows[known], columns[known])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from time import perf_counter
 from typing import Any, Protocol
@@ -19,6 +19,28 @@ from gradscope.observe.compiled import AVAILABLE, Window
 FIRST_ONLY: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.LSTMCell, nn.MultiheadAttention)
 
 _running_backward: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+
+
+# Inside of torch.func's transformations (vmap, grad) tensors are shells around those that hold the entries.
+_is_transformed: Callable[[Tensor], bool]
+_inside: Callable[[Tensor], Tensor]
+_OutsideOfTransforms: Any
+try:
+    from torch._C import _DisableFuncTorch as _OutsideOfTransforms
+    from torch._C._functorch import get_unwrapped as _inside
+    from torch._C._functorch import is_functorch_wrapped_tensor as _is_transformed
+except ImportError:
+    _is_transformed, _inside, _OutsideOfTransforms = (
+        (lambda tensor: False),
+        (lambda tensor: tensor),
+        nullcontext,
+    )
+
+
+def _untransformed(tensor: Tensor) -> Tensor:
+    while _is_transformed(tensor):
+        tensor = _inside(tensor)
+    return tensor
 
 
 class Observer(Protocol):
@@ -79,16 +101,26 @@ class Probe:
             # Inside a backward pass a forward is a recomputation by activation checkpointing: counted
             # already, but it may be the one that the gradient flows through.
             first = _running_backward() == -1
-            if first:
-                observer.called(self._index, module, output)
-            for tensor in (output,) if type(output) is Tensor else self._outputs(output):
-                if first:
-                    observer.output(self._index, tensor)
-                if tensor.requires_grad:
-                    self._ask(tensor)
+            tensors = (output,) if type(output) is Tensor else self._outputs(output)
+            if tensors and _is_transformed(tensors[0]):
+                with _OutsideOfTransforms():
+                    tensors = [_untransformed(tensor) for tensor in tensors]
+                    self._report(module, tensors, tensors, first)
+            else:
+                self._report(module, output, tensors, first)
         except Exception as error:
             observer.failed(error)
         observer.spent += perf_counter() - started
+
+    def _report(self, module: nn.Module, output: Any, tensors: Sequence[Tensor], first: bool) -> None:
+        observer = self._observer
+        if first:
+            observer.called(self._index, module, output)
+        for tensor in tensors:
+            if first:
+                observer.output(self._index, tensor)
+            if tensor.requires_grad:
+                self._ask(tensor)
 
     def _ask(self, output: Tensor) -> None:
         """Ask for the gradient with respect to an output.

@@ -228,3 +228,26 @@ def test_zero_sized_batches(empty: tuple[int, ...]) -> None:
     assert [math.isnan(sink.layer("0", "activation_rms", step)) for step in range(3)] == [False, True, False]
     assert sink.parameter("0.weight", "gradient_norm", 1) == 0.0
     assert np.isfinite(sink.parameter("0.weight", "gradient_norm", 2))
+
+
+def test_layers_inside_of_vmap_are_read_whole() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(6, 4)
+    plain = record(copy.deepcopy(net), lambda m: m(x).square().sum())
+    mapped = record(net, lambda m: torch.func.vmap(m)(x).square().sum())
+    for name in ("0", "1", "2"):
+        for column in ("calls", "activation_count", "activation_rms", "activation_max", "signal_rms"):
+            assert mapped.layer(name, column) == pytest.approx(plain.layer(name, column), rel=1e-5), column
+    assert mapped.layer("1", "activation_dead_unit_fraction") == plain.layer(
+        "1", "activation_dead_unit_fraction"
+    )
+
+
+def test_derivatives_inside_of_the_model_do_not_stop_the_recording() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    slope = torch.func.vmap(torch.func.grad(lambda point: net(point).squeeze()))
+    sink = record(net, lambda m: slope(torch.randn(6, 4)).square().sum(), steps=2)
+    assert len(sink.records) == 2
+    assert sink.layer("0", "activation_rms") > 0
+    assert not sink.events

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradscope.callback import closing_line
-from gradscope.errors import GradscopeError
+from gradscope.errors import CriticalFinding, GradscopeError
 from gradscope.observe import Recorder
+from gradscope.observe.schedule import schedule_from
+from gradscope.online import Monitor, OnCritical, any_rank, checked, ending
 from gradscope.places import RUNS, new_run
 from gradscope.settings import Settings
 from gradscope.store import RunWriter
@@ -24,6 +26,8 @@ def watch(
     optimizer: Optimizer | Sequence[Optimizer],
     run_dir: str | Path | None = None,
     verbose: bool = True,
+    on_critical: OnCritical = "warn",
+    preflight: bool = False,
     **settings: Any,
 ) -> Watch:
     """Watch a model in a plain training loop: a context manager, to be told of each step.
@@ -38,7 +42,13 @@ def watch(
 
     optimizer: one, or several that together make a step. run_dir: by default a new folder in
     gradscope_runs; a run that is there already is never overwritten. settings: every_n_steps, layers and the
-    other options of `gradscope.Settings`.
+    other options of `gradscope.Settings`. preflight: judge the initialisation by the first step and print the
+    result.
+
+    on_critical: what to do, while the loop runs, about a finding that won't pass by itself. "warn" prints it
+    once (nothing if not verbose); "ignore" doesn't look; "stop" ends the loop: `scope.step` raises
+    CriticalFinding, which the `with` block takes in, and the program goes on after it; `scope.stopped_by` is
+    the reason then, "" otherwise. Of several processes all stop together, and so all must watch.
 
     Gradients are read as the optimizer is about to use them. To have them before clipping as well, call
     `scope.before_clipping()` after the backward pass. GradscopeError if an argument can't work.
@@ -56,7 +66,8 @@ def watch(
     if unknown:
         raise GradscopeError(f"watch knows no option {sorted(unknown)[0]!r}; see gradscope.Settings for all")
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper would prefix every name
-    return Watch(model, list(optimizers), run_dir, Settings.from_mapping(settings), verbose)
+    options = Settings.from_mapping(settings)
+    return Watch(model, list(optimizers), run_dir, options, verbose, checked(on_critical), preflight)
 
 
 class Watch:
@@ -69,10 +80,15 @@ class Watch:
         run_dir: str | Path | None,
         settings: Settings,
         verbose: bool,
+        on_critical: OnCritical,
+        preflight: bool,
     ) -> None:
         self._model, self._optimizers = model, optimizers
         self._run_dir, self._settings, self._verbose = run_dir, settings, verbose
+        self._on_critical, self._preflight = on_critical, preflight
         self._recorder: Recorder | None = None
+        self._monitor: Monitor | None = None
+        self.stopped_by = ""
         self._handles: list[Any] = []
         self._updates = 0
         self._steps = 0
@@ -81,9 +97,10 @@ class Watch:
     def __enter__(self) -> Watch:
         self.run_path = new_run(self._run_dir, Path(RUNS))
         writer = RunWriter(self.run_path, settings=self._settings)
-        self._recorder = Recorder(
-            self._model, self._optimizers, writer, self._settings, _facts_of(self._model)
-        )
+        if self._preflight or self._on_critical == "stop" or (self._on_critical == "warn" and self._verbose):
+            self._monitor = Monitor(writer, self.run_path, self._settings, self._verbose)
+        sink = self._monitor.sink if self._monitor else writer
+        self._recorder = Recorder(self._model, self._optimizers, sink, self._settings, _facts_of(self._model))
         self._recorder.start()
         for item in self._optimizers:
             self._handles.append(item.register_step_pre_hook(self._before_update))
@@ -94,7 +111,8 @@ class Watch:
     def step(self, loss: Tensor | float | None = None) -> None:
         """End a step: call it once after the optimizer's step, with the loss that was minimised.
 
-        GradscopeError if the loss isn't one number, or outside of the `with` block.
+        GradscopeError if the loss isn't one number, or outside of the `with` block; CriticalFinding if the
+        loop is to stop here, as on_critical="stop" asks.
         """
         recorder = self._recorder
         if recorder is None:
@@ -108,7 +126,26 @@ class Watch:
             recorder.end_step(facts if number is None else {**facts, "loss": number})
         else:
             recorder.end_step({})
+        if self._monitor is not None:
+            self._judge(self._monitor, recorder)
         recorder.begin_step()
+
+    def _judge(self, monitor: Monitor, recorder: Recorder) -> None:
+        """Judge what is recorded so far; CriticalFinding if any process found what is to be stopped for."""
+        if self._preflight and recorder.step == 1:
+            recorder.flush()
+            monitor.preflight()
+        if self._on_critical == "ignore":
+            return
+        stops = self._on_critical == "stop"
+        monitor.look("Training stops." if stops else "Training goes on.")
+        if stops and not self.stopped_by and schedule_from(self._settings)(recorder.step - 1):
+            parameter = next(self._model.parameters())
+            if any_rank(monitor.verdict is not None, parameter.device):
+                self.stopped_by = ending(monitor.verdict)
+                recorder.event("stopped", f"training was stopped by {self.stopped_by}")
+        if self.stopped_by:
+            raise CriticalFinding(f"training is stopped by {self.stopped_by}")
 
     def before_clipping(self) -> None:
         """Read the gradients now: call it after the backward pass and before clipping, if you clip."""
@@ -139,14 +176,18 @@ class Watch:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    ) -> bool:
         recorder, self._recorder = self._recorder, None
+        self._monitor = None
+        stopped = bool(self.stopped_by) and (error is None or isinstance(error, CriticalFinding))
         for handle in self._handles:
             handle.remove()
         self._handles = []
         if recorder is None:
-            return
-        if error is None:
+            return stopped
+        if stopped:
+            recorder.stop("interrupted", self.stopped_by)
+        elif error is None:
             recorder.stop("finished")
         else:
             asked = isinstance(error, (KeyboardInterrupt, SystemExit))
@@ -158,6 +199,7 @@ class Watch:
             )
         elif self._verbose and self.run_path is not None:
             print(closing_line(self.run_path))
+        return stopped
 
 
 def _observed(closure: Callable[[], Any], observe: Callable[[], None]) -> Callable[[], Any]:

@@ -32,6 +32,8 @@ FRONT_DOORS = {
     "treat",
     "callback",
     "places",
+    "memory",
+    "online",
     "preflight",
     "quiet",
     "lightning",

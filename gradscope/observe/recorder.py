@@ -202,6 +202,12 @@ class Recorder:
         facts = {name: float(value) for name, value in pending.facts.items()}
         self._sink.append(StepRecord({**norms_of_step(parameters), **facts}, layers, parameters))
 
+    def flush(self) -> None:
+        """Hand a step whose values are still on their way to the sink now, waiting for the device."""
+        if self.alive:
+            with _guard(self):
+                self._deliver()
+
     def stop(self, status: Status, exception: str = "") -> None:
         """Take the probes off and end the run; harmless when repeated."""
         self.recording = False

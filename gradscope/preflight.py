@@ -14,6 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradscope.diagnose import profile
+from gradscope.diagnose.rule import Undecided
+from gradscope.diagnose.series import median
+from gradscope.diagnose.wording import explain_gain
 from gradscope.errors import GradscopeError
 from gradscope.examine import examine
 from gradscope.memory import Memory
@@ -45,8 +49,9 @@ def preflight(
     batch: (inputs, targets), or whatever a LightningModule's training_step takes. loss_fn: (output, target)
     -> scalar; None asks the LightningModule's training_step. What needs several steps is listed as not
     checked, and a model in which nothing is found is "inconclusive": no single step can call a training
-    healthy. The evidence compares the initial loss with the one expected of an untrained classifier, log C
-    for C balanced classes. Raises GradscopeError if there is no loss to differentiate.
+    healthy. The evidence compares the measured gain a layer with the predicted one, and the initial loss
+    with the one expected of an untrained classifier, log C for C balanced classes. Raises GradscopeError if
+    there is no loss to differentiate.
     """
     sink = Memory()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -127,7 +132,8 @@ def initial_report(run: Run, settings: Settings | None = None) -> Report:
     report = examine(run, replace(settings or Settings(), fewest_steps=1, patience=1))
     if report.verdict == "healthy":
         report = replace(report, verdict="inconclusive")
-    return replace(report, evidence=(*report.evidence, *_initial_loss(run)))
+    known_gain = _gain(run, settings or Settings())
+    return replace(report, evidence=(*report.evidence, *known_gain, *_initial_loss(run)))
 
 
 def summary(report: Report) -> str:
@@ -139,6 +145,21 @@ def summary(report: Report) -> str:
     ]
     first = found or ["gradscope preflight: nothing found at initialisation."]
     return "\n".join([*first[:-1], f"{first[-1]} {loss}".strip()])
+
+
+def _gain(run: Run, settings: Settings) -> tuple[Evidence, ...]:
+    """Compare the gradient signal's gain a layer with the one predicted; nothing for shallow networks."""
+    try:
+        items = max(profile.deep_networks(run, settings), key=len)
+    except Undecided:
+        return ()
+    measured = math.exp(-median(profile.signal_profile(run, items).trend))
+    predicted = profile.predicted_gain(run, items)
+    if not math.isfinite(measured):
+        return ()
+    normal = f"predicted {predicted:.2f}" if math.isfinite(predicted) else "no prediction"
+    text = explain_gain(run, items, measured, settings)
+    return (Evidence("measured against predicted gain per layer", measured, normal, text),)
 
 
 def _initial_loss(run: Run) -> tuple[Evidence, ...]:

@@ -14,7 +14,9 @@ from torch.optim import Optimizer
 
 from gradscope.loss_scale import scale_of, unscales_itself, was_skipped
 from gradscope.observe import Recorder
+from gradscope.observe.schedule import schedule_from
 from gradscope.observe.wrappers import unwrapped
+from gradscope.online import Monitor, OnCritical, checked, ending
 from gradscope.places import RUNS, new_run
 from gradscope.settings import Settings
 from gradscope.store import RunWriter, read_run
@@ -31,6 +33,9 @@ class Observation:
     update_sample: parameters with more entries have their update measured on a sample of so many.
     dead_window: recorded steps without any activity after which a unit counts as dead.
     verbose: print one line at the end: the verdict, the top finding, and the command that shows the report.
+    on_critical: what to do, while training goes on, about a finding that won't pass by itself: "warn" prints
+    it once (nothing if not verbose), "stop" also ends the training as EarlyStopping does, on all ranks
+    together, "ignore" doesn't look. preflight: judge the initialisation by the first step, print the result.
     """
 
     def __init__(
@@ -42,6 +47,8 @@ class Observation:
         update_sample: int = 4096,
         dead_window: int = 10,
         verbose: bool = True,
+        on_critical: OnCritical = "warn",
+        preflight: bool = False,
     ) -> None:
         super().__init__()
         self._settings = Settings(
@@ -52,7 +59,10 @@ class Observation:
             dead_window=dead_window,
         )
         self._run_dir, self._verbose = run_dir, verbose
+        self._on_critical, self._preflight = checked(on_critical), preflight
         self._recorder: Recorder | None = None
+        self._monitor: Monitor | None = None
+        self._ended_by = ""
         self._restored: dict[str, Any] = {}
         self._state: dict[str, Any] = {}
         self._handles: list[Any] = []
@@ -67,16 +77,18 @@ class Observation:
         """Begin the run: the model, its optimizers and the place for the run are known by now."""
         optimizers = [getattr(item, "optimizer", item) for item in trainer.optimizers]
         self.run_path = Path(trainer.strategy.broadcast(str(self._place(trainer))))
+        writer = RunWriter(self.run_path, rank=trainer.global_rank, settings=self._settings)
+        self._monitor = self._monitoring(writer, trainer.is_global_zero)
         self._recorder = Recorder(
             _model_of(trainer, pl_module),
             optimizers,
-            RunWriter(self.run_path, rank=trainer.global_rank, settings=self._settings),
+            self._monitor.sink if self._monitor else writer,
             self._settings,
             training=_facts_of(trainer, pl_module),
             versions=_versions(trainer),
             first_step=int(self._restored.get("step", 0 if len(optimizers) > 1 else trainer.global_step)),
         )
-        self._restored = {}
+        self._restored, self._ended_by = {}, ""
         self._begin_step()
         self._recorder.start()
         # Optimizers that are stepped behind Lightning's back are seen too.
@@ -84,7 +96,7 @@ class Observation:
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """End the run."""
-        self._stop(trainer, "finished", "")
+        self._stop(trainer, "interrupted" if self._ended_by else "finished", self._ended_by)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """End the run with what ended the training."""
@@ -101,6 +113,7 @@ class Observation:
     def _stop(self, trainer: Any, status: Any, exception: str) -> None:
         self.state_dict()  # remembered for checkpoints that are written from now on
         recorder, self._recorder = self._recorder, None
+        self._monitor = None
         if recorder is None:
             return
         for handle in self._handles:
@@ -153,6 +166,33 @@ class Observation:
             facts = self._facts(trainer, batch_idx) if recorder.recording else {}
             recorder.end_step(facts, 1.0 if self._scale is None else self._scale)
             self._begin_step()
+            if self._monitor is not None:
+                self._judge(self._monitor, recorder, trainer)
+
+    def _judge(self, monitor: Monitor, recorder: Recorder, trainer: Any) -> None:
+        """Judge what is recorded so far, and stop if any rank found what is to be stopped for."""
+        if self._preflight and recorder.step == 1 and trainer.is_global_zero:
+            recorder.flush()
+            monitor.preflight()
+        if self._on_critical == "ignore" or self._ended_by:
+            return
+        stops = self._on_critical == "stop"
+        monitor.look("Training stops." if stops else "Training goes on.")
+        # Every rank asks at the same steps, also one that no longer records: the others would wait for it.
+        if stops and schedule_from(self._settings)(recorder.step - 1):
+            found = monitor.verdict is not None
+            if trainer.world_size > 1:
+                found = trainer.strategy.reduce_boolean_decision(found, all=False)
+            if found:
+                self._ended_by, trainer.should_stop = ending(monitor.verdict), True
+                recorder.event("stopped", f"training was stopped by {self._ended_by}")
+
+    def _monitoring(self, writer: RunWriter, is_first_rank: bool) -> Monitor | None:
+        """Return what looks at the training while it runs; None where nobody would hear of it."""
+        warns = self._on_critical == "warn" and self._verbose
+        if not (warns or self._preflight or self._on_critical == "stop"):
+            return None
+        return Monitor(writer, writer.path, self._settings, self._verbose and is_first_rank)
 
     def _begin_step(self) -> None:
         self._micro_batches, self._losses, self._updated, self._scale = 0, [], False, None
@@ -181,7 +221,14 @@ class Observation:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what observes, open files, and what Lightning lends: a copy observes nothing as yet."""
         own = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
-        return {**own, "_recorder": None, "_handles": [], "_losses": [], "_state": self.state_dict()}
+        return {
+            **own,
+            "_recorder": None,
+            "_monitor": None,
+            "_handles": [],
+            "_losses": [],
+            "_state": self.state_dict(),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed training needs: the steps done and the run's path."""

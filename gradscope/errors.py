@@ -15,3 +15,7 @@ class RunError(GradscopeError):
 
 class SurgeryRefused(GradscopeError):
     """A remedy cannot be applied to this model; the message gives the reason."""
+
+
+class CriticalFinding(GradscopeError):
+    """Training was stopped for a critical finding, as on_critical="stop" asks; the message names it."""

@@ -12,9 +12,11 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from gradscope.callback import closing_line
-from gradscope.errors import GradscopeError
+from gradscope.errors import CriticalFinding, GradscopeError
 from gradscope.loss_scale import scale_of, was_skipped
 from gradscope.observe import Recorder
+from gradscope.observe.schedule import schedule_from
+from gradscope.online import Monitor, OnCritical, any_rank, checked, ending
 from gradscope.places import RUNS, agreed, is_distributed, new_run
 from gradscope.settings import Settings
 from gradscope.store import RunWriter
@@ -26,6 +28,8 @@ def watch(
     run_dir: str | Path | None = None,
     verbose: bool = True,
     scaler: Any = None,
+    on_critical: OnCritical = "warn",
+    preflight: bool = False,
     **settings: Any,
 ) -> Watch:
     """Watch a model in a plain training loop: a context manager, to be told of each step.
@@ -41,9 +45,16 @@ def watch(
     optimizer: one, or several that together make a step. run_dir: by default a new folder in
     gradscope_runs; a run that is there already is never overwritten. scaler: the GradScaler that multiplies
     the loss, if there is one; what is recorded is divided by it again. settings: every_n_steps, layers and
-    the other options of `gradscope.Settings`.
+    the other options of `gradscope.Settings`. preflight: judge the initialisation by the first step and print
+    the result.
 
-    In distributed training every rank watches, with the model as it is wrapped; they write one run.
+    on_critical: what to do, while the loop runs, about a finding that won't pass by itself. "warn" prints it
+    once (nothing if not verbose); "ignore" doesn't look; "stop" ends the loop: `scope.step` raises
+    CriticalFinding, which the `with` block takes in, and the program goes on after it; `scope.stopped_by` is
+    the reason then, "" otherwise.
+
+    In distributed training every rank watches, with the model as it is wrapped; they write one run, and stop
+    together.
 
     Gradients are read as the optimizer is about to use them. To have them before clipping as well, call
     `scope.before_clipping()` after the backward pass. GradscopeError if an argument can't work.
@@ -60,7 +71,8 @@ def watch(
     unknown = set(settings) - set(Settings.__dataclass_fields__)
     if unknown:
         raise GradscopeError(f"watch knows no option {sorted(unknown)[0]!r}; see gradscope.Settings for all")
-    return Watch(model, list(optimizers), run_dir, Settings.from_mapping(settings), verbose, scaler)
+    options = Settings.from_mapping(settings)
+    return Watch(model, list(optimizers), run_dir, options, verbose, scaler, checked(on_critical), preflight)
 
 
 class Watch:
@@ -73,12 +85,16 @@ class Watch:
         run_dir: str | Path | None,
         settings: Settings,
         verbose: bool,
-        scaler: Any = None,
+        scaler: Any,
+        on_critical: OnCritical,
+        preflight: bool,
     ) -> None:
         self._model, self._optimizers = model, optimizers
         self._run_dir, self._settings, self._verbose = run_dir, settings, verbose
-        self._scaler = scaler
+        self._scaler, self._on_critical, self._preflight = scaler, on_critical, preflight
         self._recorder: Recorder | None = None
+        self._monitor: Monitor | None = None
+        self.stopped_by = ""
         self._handles: list[Any] = []
         self._updates = 0
         self._steps = 0
@@ -87,9 +103,12 @@ class Watch:
     def __enter__(self) -> Watch:
         self.run_path, self._rank = agreed(lambda: new_run(self._run_dir, Path(RUNS)))
         writer = RunWriter(self.run_path, self._rank, self._settings)
-        self._recorder = Recorder(
-            self._model, self._optimizers, writer, self._settings, _facts_of(self._model, self._scaler)
-        )
+        if self._preflight or self._on_critical == "stop" or (self._on_critical == "warn" and self._verbose):
+            speaks = self._verbose and self._rank == 0
+            self._monitor = Monitor(writer, self.run_path, self._settings, speaks)
+        sink = self._monitor.sink if self._monitor else writer
+        facts = _facts_of(self._model, self._scaler)
+        self._recorder = Recorder(self._model, self._optimizers, sink, self._settings, facts)
         self._recorder.start()
         for item in self._optimizers:
             self._handles.append(item.register_step_pre_hook(self._before_update))
@@ -106,7 +125,8 @@ class Watch:
     def step(self, loss: Tensor | float | None = None) -> None:
         """End a step: call it once after the optimizer's step, with the loss that was minimised.
 
-        GradscopeError if the loss isn't one number, or outside of the `with` block.
+        GradscopeError if the loss isn't one number, or outside of the `with` block; CriticalFinding if the
+        loop is to stop here, as on_critical="stop" asks.
         """
         recorder = self._recorder
         if recorder is None:
@@ -120,6 +140,8 @@ class Watch:
             recorder.end_step(self._facts(number), 1.0 if self._scale is None else self._scale)
         else:
             recorder.end_step({})
+        if self._monitor is not None:
+            self._judge(self._monitor, recorder)
         self._begin_step()
 
     def _facts(self, loss: Tensor | float | None) -> dict[str, float | Tensor]:
@@ -136,6 +158,23 @@ class Watch:
             parameters = [item for group in optimizer.param_groups for item in group["params"]]
             if id(optimizer) not in self._read and any(item.grad is not None for item in parameters):
                 recorder.before_update(optimizer)
+
+    def _judge(self, monitor: Monitor, recorder: Recorder) -> None:
+        """Judge what is recorded so far; CriticalFinding if any process found what is to be stopped for."""
+        if self._preflight and recorder.step == 1:
+            recorder.flush()
+            monitor.preflight()
+        if self._on_critical == "ignore":
+            return
+        stops = self._on_critical == "stop"
+        monitor.look("Training stops." if stops else "Training goes on.")
+        if stops and not self.stopped_by and schedule_from(self._settings)(recorder.step - 1):
+            parameter = next(self._model.parameters())
+            if any_rank(monitor.verdict is not None, parameter.device):
+                self.stopped_by = ending(monitor.verdict)
+                recorder.event("stopped", f"training was stopped by {self.stopped_by}")
+        if self.stopped_by:
+            raise CriticalFinding(f"training is stopped by {self.stopped_by}")
 
     def before_clipping(self) -> None:
         """Read the gradients now: call it after the backward pass and before clipping, if you clip.
@@ -174,14 +213,18 @@ class Watch:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    ) -> bool:
         recorder, self._recorder = self._recorder, None
+        self._monitor = None
+        stopped = bool(self.stopped_by) and (error is None or isinstance(error, CriticalFinding))
         for handle in self._handles:
             handle.remove()
         self._handles = []
         if recorder is None:
-            return
-        if error is None:
+            return stopped
+        if stopped:
+            recorder.stop("interrupted", self.stopped_by)
+        elif error is None:
             recorder.stop("finished")
         else:
             asked = isinstance(error, (KeyboardInterrupt, SystemExit))
@@ -193,6 +236,7 @@ class Watch:
             )
         elif self._verbose and self.run_path is not None and self._rank == 0:
             print(closing_line(self.run_path))
+        return stopped
 
 
 def _observed(closure: Callable[[], Any], observe: Callable[[], None]) -> Callable[[], Any]:

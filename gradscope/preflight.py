@@ -11,20 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from gradscope.columns import LAYER_COLUMNS, PARAMETER_COLUMNS, Column
+from gradscope.diagnose import profile
+from gradscope.diagnose.rule import Undecided
+from gradscope.diagnose.series import median
+from gradscope.diagnose.wording import explain_gain
 from gradscope.errors import GradscopeError
 from gradscope.examine import examine
+from gradscope.memory import Memory
 from gradscope.observe import Recorder
-from gradscope.records import Event, Evidence, Report, Run, RunInfo, Status, StepRecord
+from gradscope.records import Evidence, Report, Run
 from gradscope.settings import Settings
 
 _FAR_OFF = 2.0  # an initial loss beyond this multiple of the expected one deserves a look
 
-_PLACES = {column.name: place for place, column in enumerate(PARAMETER_COLUMNS)}
+# What an optimizer, and clipping before it, did with the gradients: nothing of the initialisation.
+_CLIPPING = ["clipped_grad_norm", "clip_coefficient"]
+_OPTIMIZERS = {
+    "clipped_gradient_norm",
+    "update_norm",
+    "update_ratio",
+    "momentum_norm",
+    "second_moment_rms",
+    "epsilon_fraction",
+}
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -37,10 +49,11 @@ def preflight(
     batch: (inputs, targets), or whatever a LightningModule's training_step takes. loss_fn: (output, target)
     -> scalar; None asks the LightningModule's training_step. What needs several steps is listed as not
     checked, and a model in which nothing is found is "inconclusive": no single step can call a training
-    healthy. The evidence compares the initial loss with the one expected of an untrained classifier, log C
-    for C balanced classes. Raises GradscopeError if there is no loss to differentiate.
+    healthy. The evidence compares the measured gain a layer with the predicted one, and the initial loss
+    with the one expected of an untrained classifier, log C for C balanced classes. Raises GradscopeError if
+    there is no loss to differentiate.
     """
-    sink = _Memory()
+    sink = Memory()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise GradscopeError("preflight needs a model with at least one trained parameter")
@@ -57,12 +70,11 @@ def preflight(
             recorder.end_step({"loss": float(loss.detach()), "micro_batches": 1.0})
         finally:
             recorder.stop("finished")
-    run = sink.run()
-    # What a rule otherwise waits for, persistence, one step can't show.
-    report = examine(run, replace(settings or Settings(), fewest_steps=1, patience=1))
-    if report.verdict == "healthy":
-        report = replace(report, verdict="inconclusive")
-    return replace(report, evidence=(*report.evidence, *_initial_loss(run)))
+    run = sink.run(Path("preflight"))
+    if run is None:
+        reason = sink.events[-1].message if sink.events else "nothing was recorded"
+        raise GradscopeError(f"preflight could not observe the model: {reason}")
+    return initial_report(run, settings)
 
 
 def _loss(model: nn.Module, batch: Any, loss_fn: Loss | None) -> Tensor:
@@ -103,57 +115,51 @@ def _untouched(model: nn.Module) -> Iterator[None]:
                         buffer.copy_(buffers[name])
 
 
-class _Memory:
-    """A sink that keeps what it is given, for a run that is never written."""
+def initial_report(run: Run, settings: Settings | None = None) -> Report:
+    """Judge the first recorded step of a run for what it tells of the initialisation.
 
-    def __init__(self) -> None:
-        self._info: RunInfo | None = None
-        self._records: list[StepRecord] = []
-        self._events: list[Event] = []
-
-    def begin(self, info: RunInfo) -> None:
-        self._info = info
-
-    def update(self, info: RunInfo) -> None:
-        self._info = info
-
-    def append(self, record: StepRecord) -> None:
-        self._records.append(record)
-
-    def event(self, event: Event) -> None:
-        self._events.append(event)
-
-    def close(self, status: Status, exception: str = "") -> None:
-        if self._info is not None:
-            self._info = replace(self._info, status=status, exception=exception)
-
-    def run(self) -> Run:
-        """Return what was kept as a run; GradscopeError if recording failed."""
-        if self._info is None or not self._records:
-            reason = self._events[-1].message if self._events else "nothing was recorded"
-            raise GradscopeError(f"preflight could not observe the model: {reason}")
-        info, record = self._info, self._records[-1]
-        layers = [layer.name for layer in info.layers]
-        parameters = [parameter.name for parameter in info.parameters]
-        # Nothing was updated, which isn't an update of size 0.
-        measured = record.parameters.copy()
-        measured[:, [_PLACES["update_norm"], _PLACES["update_ratio"]]] = np.nan
-        return Run(
-            Path("preflight"),
-            info,
-            pd.DataFrame([{**record.step, "step": 0}]),
-            _tidy(record.layers, "layer", layers, LAYER_COLUMNS),
-            _tidy(measured, "parameter", parameters, PARAMETER_COLUMNS),
-            tuple(self._events),
-        )
+    What the optimizer made of the gradients is left out, and persistence, which a rule otherwise waits for,
+    one step can't show.
+    """
+    known = run.parameter_statistics.copy()
+    known[[name for name in known.columns if name in _OPTIMIZERS]] = np.nan
+    run = replace(
+        run,
+        steps=run.steps.drop(columns=_CLIPPING, errors="ignore"),
+        parameter_statistics=known,
+        _tables={},
+    )
+    report = examine(run, replace(settings or Settings(), fewest_steps=1, patience=1))
+    if report.verdict == "healthy":
+        report = replace(report, verdict="inconclusive")
+    known_gain = _gain(run, settings or Settings())
+    return replace(report, evidence=(*report.evidence, *known_gain, *_initial_loss(run)))
 
 
-def _tidy(values: np.ndarray, key: str, names: list[str], columns: tuple[Column, ...]) -> pd.DataFrame:
-    kept = ~np.isnan(values).all(axis=1)
-    table = pd.DataFrame(values[kept], columns=[column.name for column in columns])
-    table.insert(0, "step", 0)
-    table.insert(1, key, np.array(names, dtype=object)[kept])
-    return table
+def summary(report: Report) -> str:
+    """Return what was found at initialisation in a few lines: each finding, or that there is none."""
+    loss = next((item.statement for item in report.evidence if item.name == "initial loss"), "")
+    found = [
+        f"gradscope preflight: {finding.rule} ({finding.severity}). {' '.join(finding.message.split())}"
+        for finding in report.findings
+    ]
+    first = found or ["gradscope preflight: nothing found at initialisation."]
+    return "\n".join([*first[:-1], f"{first[-1]} {loss}".strip()])
+
+
+def _gain(run: Run, settings: Settings) -> tuple[Evidence, ...]:
+    """Compare the gradient signal's gain a layer with the one predicted; nothing for shallow networks."""
+    try:
+        items = max(profile.deep_networks(run, settings), key=len)
+    except Undecided:
+        return ()
+    measured = math.exp(-median(profile.signal_profile(run, items).trend))
+    predicted = profile.predicted_gain(run, items)
+    if not math.isfinite(measured):
+        return ()
+    normal = f"predicted {predicted:.2f}" if math.isfinite(predicted) else "no prediction"
+    text = explain_gain(run, items, measured, settings)
+    return (Evidence("measured against predicted gain per layer", measured, normal, text),)
 
 
 def _initial_loss(run: Run) -> tuple[Evidence, ...]:

@@ -33,6 +33,8 @@ FRONT_DOORS = {
     "callback",
     "places",
     "loss_scale",
+    "memory",
+    "online",
     "preflight",
     "quiet",
     "lightning",

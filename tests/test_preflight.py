@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import gradscope
+from gradscope.demo import one_thread
 from gradscope.errors import GradscopeError
 from gradscope.models import DeepMLP
 
@@ -58,6 +60,68 @@ def test_the_initial_loss_is_compared_with_the_expected_one() -> None:
     evidence = {item.name: item for item in report.evidence}["initial loss"]
     assert evidence.value == pytest.approx(2.3, rel=0.2)
     assert "log 10" in evidence.normal
+
+
+@pytest.mark.parametrize(("activation", "gain"), [(nn.ReLU, 1.0), (nn.Sigmoid, 0.25)])
+def test_the_measured_gain_is_compared_with_the_predicted_one(activation: Any, gain: float) -> None:
+    initialize = he if activation is nn.ReLU else nn.init.xavier_normal_
+    report = gradscope.preflight(stack(activation, initialize), batch(), nn.CrossEntropyLoss())
+    evidence = {item.name: item for item in report.evidence}["measured against predicted gain per layer"]
+    assert evidence.value == pytest.approx(gain, rel=0.15)
+    assert float(evidence.normal.removeprefix("predicted ")) == pytest.approx(gain, rel=0.1)
+
+
+def dead(model: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+    for layer in (model[4], model[6]):
+        nn.init.constant_(layer.bias, -30.0)
+    return x
+
+
+def alike(model: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+    for layer in model[::2]:
+        nn.init.constant_(layer.weight, 0.02)
+        nn.init.zeros_(layer.bias)
+    return x
+
+
+@pytest.mark.parametrize(
+    ("spoil", "rule"),
+    [(dead, "dead-units"), (alike, "symmetric-weights"), (lambda model, x: 1000 * x, "unscaled-input")],
+    ids=["dead", "alike", "unscaled"],
+)
+def test_ailments_from_birth_are_found(spoil: Any, rule: str) -> None:
+    model, (x, y) = stack(nn.ReLU, he), batch()
+    report = gradscope.preflight(model, (spoil(model, x), y), nn.CrossEntropyLoss())
+    assert report.findings[0].rule == rule
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(-1), nn.ReLU()], ids=["softmax-twice", "rectified"])
+def test_an_output_that_does_not_fit_the_loss_is_found(end: nn.Module) -> None:
+    report = gradscope.preflight(nn.Sequential(stack(nn.ReLU, he), end), batch(), nn.CrossEntropyLoss())
+    assert "output-mismatch" in {finding.rule for finding in report.findings}
+
+
+def test_it_takes_less_than_three_plain_steps() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*[part for _ in range(8) for part in (nn.Linear(512, 512), nn.ReLU())])
+    x, y = torch.randn(256, 512), torch.randint(512, (256,))
+    criterion, optimizer = nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters(), 1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        criterion(model(x), y).backward()
+        optimizer.step()
+
+    def fastest(action: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(5):
+            started = perf_counter()
+            action()
+            times.append(perf_counter() - started)
+        return min(times)
+
+    with one_thread():
+        assert fastest(lambda: gradscope.preflight(model, (x, y), criterion)) < 3 * fastest(step)
 
 
 def test_nothing_of_the_model_changes() -> None:

@@ -21,13 +21,15 @@ class Rule:
     """A detector: its name, what it looks at, and its documentation.
 
     detect: judges a run; returns a finding, None if all is well, or raises Undecided. summary: one line.
-    documentation: the text under each of HEADINGS.
+    documentation: the text under each of HEADINGS. online: whether it can decide while training goes on:
+    what it finds doesn't pass by itself once training is stuck.
     """
 
     name: str
     detect: Callable[[Run, Settings], Finding | None]
     summary: str
     documentation: Mapping[str, str]
+    online: bool = False
 
     def check(self, run: Run, settings: Settings) -> Finding | NotChecked | None:
         """Judge a run: a finding, None if it was checked and is well, or why it was not checked."""
@@ -45,10 +47,10 @@ def require(condition: object, reason: str) -> None:
         raise Undecided(reason)
 
 
-def rule_of(module: ModuleType) -> Rule:
+def rule_of(module: ModuleType, online: bool = False) -> Rule:
     """Make the rule that a module of rules/ holds: its NAME, its `detect` and its docstring."""
     summary, documentation = _parse(module.__doc__ or "")
-    return Rule(module.NAME, module.detect, summary, documentation)
+    return Rule(module.NAME, module.detect, summary, documentation, online)
 
 
 def markdown(rules: tuple[Rule, ...]) -> str:

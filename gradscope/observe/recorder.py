@@ -269,6 +269,12 @@ class Recorder:
         facts = {name: float(value) for name, value in pending.facts.items()}
         self._sink.append(StepRecord({**norms_of_step(parameters), **facts}, layers, parameters))
 
+    def flush(self) -> None:
+        """Hand a step whose values are still on their way to the sink now, waiting for the device."""
+        if self.alive:
+            with _guard(self):
+                self._deliver()
+
     def _say_what_is_hidden(self, parameters: NDArray[np.float64]) -> None:
         """Tell gradients that something (DeepSpeed) hides from those that are missing: the weights change."""
         missing = parameters[:, GRADIENT_MISSING]

@@ -32,8 +32,12 @@ from gradscope.diagnose.rules import (
     zero_gradient,
 )
 
+# What these find does not pass by itself; others, such as a vanishing gradient or a learning rate that a
+# schedule still raises, may.
+_ONLINE = (non_finite, exploding_gradient, zero_gradient, gradient_not_zeroed, loss_divergence)
+
 RULES: tuple[Rule, ...] = tuple(
-    rule_of(module)
+    rule_of(module, online=module in _ONLINE)
     for module in (
         vanishing_gradient,
         exploding_gradient,

@@ -105,8 +105,9 @@ def bttackler(run: Run, trace: Trace) -> Iterator[Symptom]:
     zeros = _of_weights(run, "gradient_zero_fraction").median()
     yield from _named("dead-units", zeros.index[zeros > 0.5])
     loss = run.steps["loss"]
-    if len(loss) > 1 and abs(loss.std()) < 1e-4 * abs(loss.mean()):
-        yield Symptom("learning-rate-too-low")
+    with np.errstate(invalid="ignore"):  # an infinite loss has no deviation
+        if len(loss) > 1 and abs(loss.std()) < 1e-4 * abs(loss.mean()):
+            yield Symptom("learning-rate-too-low")
 
 
 def deepchecker(run: Run, trace: Trace) -> Iterator[Symptom]:

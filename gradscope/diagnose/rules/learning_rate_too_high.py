@@ -60,7 +60,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     burst, late = peak > settings.update_burst, median(typical[len(typical) // 2 :])
     losses = column(run, "loss")
     start = max(abs(loss.initial), abs(losses[0])) if np.isfinite(losses[0]) else abs(loss.initial)
-    jumped = np.nanmax(losses) > settings.divergence_ratio * start
+    jumped = bool((losses > settings.divergence_ratio * start).any())
     lasts = high.sum() >= settings.patience and (jumped or late > settings.update_ratio_high)
     if loss.progress == "slow":
         lasts = lasts and jumped

@@ -317,7 +317,8 @@ static int look_at(PyObject *object, Tensor *tensor) {
     if (!address) return -1;
     tensor->data = pointer(address);
     Py_DECREF(address);
-    return PyErr_Occurred() ? -1 : tensor->entries > 0;
+    /* a shard that is not gathered has a size, but no memory */
+    return PyErr_Occurred() ? -1 : tensor->entries > 0 && tensor->data;
 }
 
 /* know(Tensor, Parameter, float32, float64, bfloat16, strided): keep what tensors are compared with. */
@@ -361,7 +362,7 @@ static PyObject *measure_jobs(PyObject *module, PyObject *const *arguments, Py_s
     Wanted *wanted = (Wanted *)(tensors + count);
     for (int64_t i = 0; i < count; i++) {
         const int64_t *job = jobs + i * JOB;
-        tensors[i] = (Tensor){(const char *)(intptr_t)job[ADDRESS], job[ENTRIES], (int)job[TYPE]};
+        tensors[i] = (Tensor){(const char *)(intptr_t)job[ADDRESS], job[ADDRESS] ? job[ENTRIES] : 0, (int)job[TYPE]};
         wanted[i] = (Wanted){what, -INFINITY, highs ? highs[i] : INFINITY};
     }
     Py_BEGIN_ALLOW_THREADS
@@ -395,6 +396,7 @@ static PyObject *keep(PyObject *module, PyObject *const *arguments, Py_ssize_t g
         const char *from = (const char *)(intptr_t)job[ADDRESS];
         char *to = (char *)(intptr_t)job[KEPT];
         size_t size = (size_t)SIZES[job[TYPE]], line = LINE * size;
+        if (!from) continue;
         if (!job[COUNT]) memcpy(to, from, (size_t)job[ENTRIES] * size);
         for (int64_t j = 0; j < job[COUNT]; j++) memcpy(to + j * line, from + lines[j] * line, line);
     }
@@ -428,6 +430,8 @@ static PyObject *change(PyObject *module, PyObject *const *arguments, Py_ssize_t
         const int64_t *job = jobs + i * JOB, *lines = (const int64_t *)(intptr_t)job[LINES];
         const char *now = (const char *)(intptr_t)job[ADDRESS], *before = (const char *)(intptr_t)job[KEPT];
         int type = (int)job[TYPE], line = LINE * SIZES[type];
+        results[i] = NAN;
+        if (!now) continue;
         double total = job[COUNT] ? 0 : square_of_change(now, before, job[ENTRIES], type);
         for (int64_t j = 0; j < job[COUNT]; j++)
             total += square_of_change(now + lines[j] * line, before + j * line, LINE, type);

@@ -187,3 +187,16 @@ def test_threads_change_no_number_but_the_order_of_sums(threads: int) -> None:
     finally:
         torch.set_num_threads(before)
         host.use_threads_of_torch()
+
+
+@pytest.mark.parametrize("lines", [None, torch.tensor([0, 5])])
+def test_tensors_whose_memory_was_given_back_are_not_read(lines: Tensor | None) -> None:
+    tensor = torch.ones(1000)
+    tensor.untyped_storage().resize_(0)
+    assert not host.Ledger(host.MOMENTS_WANTED).add(0, tensor)
+    batch = host.Batch(1)
+    batch.point([tensor])
+    batch.reserve([lines])
+    batch.keep()
+    assert np.isnan(batch.measure(host.MOMENTS_WANTED)[host.RMS]).all()
+    assert np.isnan(batch.change()).all()

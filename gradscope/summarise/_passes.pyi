@@ -11,6 +11,9 @@ def use_team(address: int, size: int, /) -> None:
 def measure(what: int, tensor: Any, low: float, high: float, result: int, /) -> int:
     """Write a tensor's statistics and return the number of its entries; 0 if it can't be read in place."""
 
+def point(tensors: list[Any], jobs: int, /) -> bool:
+    """Write where tensors lie into their jobs; return whether all can be read there."""
+
 def measure_jobs(what: int, jobs: int, highs: int, results: int, count: int, /) -> None:
     """Write the statistics of every job's tensor."""
 

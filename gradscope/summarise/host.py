@@ -183,19 +183,22 @@ class Batch:
         self._results = np.empty((count, RESULT))
         self._addresses = self._jobs.ctypes.data, self._results.ctypes.data
         self._known: list[int] = []
+        self._copies: list[Tensor] = []
 
     def point(self, tensors: Sequence[Tensor], steady: bool = False) -> None:
         """Say where the tensors' entries lie now; those that can't be read there are copied.
 
-        steady: a tensor that lies where it did is as it was.
+        They must outlive the reading. steady: a tensor that lies where it did is as it was.
         """
         if steady and self._known and [item.data_ptr() for item in tensors] == self._known:
             return
-        self._members = [item if _is_readable(item) else readable(stored_entries(item)) for item in tensors]
-        jobs = [(item.data_ptr(), item.numel(), _TYPES[item.dtype]) for item in self._members]
-        self._jobs[:, :3] = jobs
-        in_place = all(member is item for member, item in zip(self._members, tensors, strict=True))
-        self._known = [address for address, _, _ in jobs] if steady and in_place else []
+        in_place = _passes.point(list(tensors), self._addresses[0])
+        if not in_place:
+            self._copies = [
+                item if _is_readable(item) else readable(stored_entries(item)) for item in tensors
+            ]
+            self._jobs[:, :3] = [(item.data_ptr(), item.numel(), _TYPES[item.dtype]) for item in self._copies]
+        self._known = self._jobs[:, 0].tolist() if steady and in_place else []
 
     def sizes(self) -> NDArray[np.int64]:
         """Return the number of entries of each tensor: (tensors,)."""
@@ -209,7 +212,14 @@ class Batch:
         else:
             limits = np.array(highs, np.float64)
             _passes.measure_jobs(wanted | _INSIDE, jobs, limits.ctypes.data, results, self._count)
+        self._drop_copies()
         return self._results.T.copy()
+
+    def _drop_copies(self) -> None:
+        """Let go of copies; to read their tensors again they must be pointed at again."""
+        if self._copies:
+            self._copies = []
+            self._jobs[:, 0] = 0
 
     def reserve(self, lines: Sequence[Tensor | None]) -> None:
         """Make room for copies of the tensors, or of those lines of LINE entries of them that are named."""
@@ -230,4 +240,5 @@ class Batch:
         """Return the norm of each tensor's change since `keep`, over what was kept: (tensors,)."""
         norms = np.empty(self._count)
         _passes.change(self._addresses[0], norms.ctypes.data, self._count)
+        self._drop_copies()
         return norms

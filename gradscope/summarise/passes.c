@@ -348,6 +348,23 @@ static PyObject *measure(PyObject *module, PyObject *const *arguments, Py_ssize_
     return PyLong_FromLongLong(fits ? tensor.entries : 0);
 }
 
+/* point(tensors, jobs): write where the tensors of a list lie into jobs; return whether all can be read there. */
+static PyObject *point(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    if (given != 2) return PyErr_Format(PyExc_TypeError, "point takes 2 arguments");
+    int64_t *jobs = pointer(arguments[1]);
+    Py_ssize_t count = PyErr_Occurred() ? -1 : PyList_Size(arguments[0]);
+    if (count < 0) return NULL;
+    for (Py_ssize_t i = 0; i < count; i++, jobs += JOB) {
+        Tensor tensor = {NULL, 0, 0};
+        PyObject *object = PyList_GetItem(arguments[0], i);
+        int fits = object ? look_at(object, &tensor) : -1;
+        if (fits < 0) return NULL;
+        if (!fits) return Py_NewRef(Py_False);
+        jobs[ADDRESS] = (int64_t)(intptr_t)tensor.data, jobs[ENTRIES] = tensor.entries, jobs[TYPE] = tensor.type;
+    }
+    return Py_NewRef(Py_True);
+}
+
 /* measure_jobs(what, jobs, highs, results, count): `highs` is 0, or the address of an upper limit for each job. */
 static PyObject *measure_jobs(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
     if (given != 5) return PyErr_Format(PyExc_TypeError, "measure_jobs takes 5 arguments");
@@ -502,7 +519,7 @@ static PyObject *mark_live(PyObject *module, PyObject *const *arguments, Py_ssiz
 }
 
 #define METHOD(NAME) {#NAME, (PyCFunction)(void (*)(void))NAME, METH_FASTCALL, NULL}
-static PyMethodDef METHODS[] = {METHOD(know), METHOD(use_team), METHOD(measure), METHOD(measure_jobs), METHOD(keep), METHOD(change),
+static PyMethodDef METHODS[] = {METHOD(know), METHOD(use_team), METHOD(measure), METHOD(point), METHOD(measure_jobs), METHOD(keep), METHOD(change),
                                 METHOD(mark_live),   {NULL, NULL, 0, NULL}};
 static PyModuleDef_Slot SLOTS[] = {{0, NULL}};
 static PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_passes", NULL, 0, METHODS, SLOTS, NULL, NULL, NULL};

@@ -200,3 +200,10 @@ def test_tensors_whose_memory_was_given_back_are_not_read(lines: Tensor | None) 
     batch.keep()
     assert np.isnan(batch.measure(host.MOMENTS_WANTED)[host.RMS]).all()
     assert np.isnan(batch.change()).all()
+
+
+def test_copies_are_let_go_of_once_they_are_read() -> None:
+    batch = host.Batch(1)
+    batch.point([torch.ones(50).half()])
+    assert batch.measure(host.NORM_WANTED)[host.RMS, 0] == 1.0
+    assert np.isnan(batch.measure(host.NORM_WANTED)[host.RMS, 0])

@@ -128,7 +128,8 @@ def _round_places(steps: Sequence[int], most: int) -> list[int]:
     if len(steps) <= most:
         return list(range(len(steps)))
     stride = (len(steps) - 1) / (most - 1)
-    return [_roundest(steps, number * stride, stride / 4) for number in range(most)]
+    reach = max(stride / 4, 0.5)  # half a place to either side always holds one
+    return [_roundest(steps, number * stride, reach) for number in range(most)]
 
 
 def _roundest(steps: Sequence[int], centre: float, reach: float) -> int:

@@ -70,6 +70,13 @@ def test_ticks_are_few_and_round() -> None:
     assert all(step % 50 == 0 for step in ticks[1:-1])
 
 
+@pytest.mark.parametrize("recorded", range(1, 40))
+def test_a_run_of_any_length_has_distinct_ticks(recorded: int) -> None:
+    figure = charts.grid_figure(grids(mlp_run(depth=2, steps=recorded))[0][0])
+    ticks = figure.layout.xaxis.tickvals
+    assert len(ticks) == len(set(ticks)) == min(recorded, charts.STEP_LABELS)
+
+
 def test_panels_that_were_not_recorded_leave_no_gap() -> None:
     run = mlp_run(depth=1, steps=5)
     run = replace(run, steps=run.steps.drop(columns=["lr", "clipped_grad_norm"]))

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscope.observe.pieces import Piece
-from gradscope.observe.samples import Samples
+from gradscope.observe.samples import LARGE, Samples
+from gradscope.summarise import real_entries, stored_size
 from gradscope.summarise.host import (
     HIGH,
     INSIDE,
@@ -37,7 +38,7 @@ class HostReader:
     """Reads some parameters around their update: `rows` of the table, at the start with these values."""
 
     def __init__(self, rows: Sequence[int], values: Sequence[Tensor], samples: Samples) -> None:
-        self._rows = list(rows)
+        self._rows, self._samples = list(rows), samples
         self._weights = Batch(len(rows))
         self._others: dict[tuple[str, int], Batch] = {}
         self._weights.point(values, steady=True)
@@ -86,14 +87,23 @@ class HostReader:
         """Return the norms of tensors shaped like the parameters at their places, and shares below floors."""
         highs = [floors[place] for place in tensors] if floors is not None else None
         rows = [self._rows[place] for place in tensors]
-        batch = self._batch(column, len(rows))
-        # gradients are made anew in every step, an optimizer's state is not
-        batch.point(list(tensors.values()), steady=column != "clipped_gradient_norm")
+        batch, sizes = self._batch(column, len(rows)), [stored_size(item) for item in tensors.values()]
+        if column == "clipped_gradient_norm":  # made anew in every step, which an optimizer's state is not
+            batch.point(list(tensors.values()))
+        else:
+            batch.point(self._some_of(tensors), steady=True)
         results = batch.measure(NORM_WANTED, highs)
-        pieces = [_piece((column,), rows, results[RMS] * np.sqrt(batch.sizes()))]
+        pieces = [_piece((column,), rows, results[RMS] * np.sqrt(sizes))]
         if floors is not None:
             pieces.append(_piece(("epsilon_fraction",), rows, results[INSIDE]))
         return pieces
+
+    def _some_of(self, tensors: Mapping[int, Tensor]) -> list[Tensor]:
+        """Return the tensors, of large ones a sample."""
+        return [
+            self._samples.of(self._rows[place], real_entries(item)) if item.numel() > LARGE else item
+            for place, item in tensors.items()
+        ]
 
     def _batch(self, name: str, count: int) -> Batch:
         """Return the batch that reads so many tensors of a kind, the one of the last step if it fits."""

@@ -1,4 +1,4 @@
-"""Which entries of a large parameter have their update measured."""
+"""Which entries of a large parameter are read of its update and of the optimizer's state."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from gradscope.summarise.host import LINE
+
+# An optimizer's state of more entries is read from such a sample, too: reading it whole costs as much again as
+# weights and gradients do.
+LARGE = 1 << 16
 
 
 class Samples:

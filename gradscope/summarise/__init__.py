@@ -1,6 +1,6 @@
 """Pure statistics: from tensors to a few numbers, kept on the device until they are packed."""
 
-from gradscope.summarise.entries import dense_entries, real_entries, stored_entries
+from gradscope.summarise.entries import dense_entries, real_entries, stored_entries, stored_size
 from gradscope.summarise.merge import MAGNITUDES, MOMENTS, merge_calls
 from gradscope.summarise.rows import (
     count_between,
@@ -26,4 +26,5 @@ __all__ = [
     "real_entries",
     "shares_below",
     "stored_entries",
+    "stored_size",
 ]

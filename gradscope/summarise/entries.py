@@ -20,6 +20,13 @@ def real_entries(tensor: Tensor) -> Tensor:
     return dense_entries(torch.view_as_real(tensor.resolve_conj()) if tensor.dtype.is_complex else tensor)
 
 
+def stored_size(tensor: Tensor) -> int:
+    """Return how many real numbers a tensor stores: of sparse ones, the coalesced values'."""
+    if tensor.layout is torch.strided:
+        return tensor.numel() * (2 if tensor.dtype.is_complex else 1)
+    return stored_entries(tensor).numel()
+
+
 def stored_entries(tensor: Tensor) -> Tensor:
     """Return the entries that a tensor stores as a vector: of sparse ones the coalesced values."""
     tensor = tensor.detach()

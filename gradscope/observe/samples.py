@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gradscope.summarise.host import LINE
 
-# An optimizer's state of more entries is read from such a sample, too: reading it whole costs as much again as
-# weights and gradients do.
+# An optimizer's state of more entries is read from such a sample, too: reading it whole costs as much again
+# as weights and gradients do.
 LARGE = 1 << 16
 
 

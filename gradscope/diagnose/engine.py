@@ -260,5 +260,5 @@ def _verdict(run: Run, findings: Sequence[Finding], settings: Settings) -> Verdi
         return "ailing"
     if run.info.status == "failed":
         return "inconclusive"
-    looked = len(run.steps) >= settings.fewest_steps
+    looked = len(run.steps) >= settings.fewest_steps and not run.layer_statistics.empty
     return "healthy" if looked and outcome(run, settings).progress != "stuck" else "inconclusive"

@@ -350,7 +350,7 @@ class Recorder:
             format_version=FORMAT_VERSION,
             model=f"{kind.__module__}.{kind.__qualname__}",
             ranks=int(self._training.get("world_size", 1)),
-            started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            started=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             versions={"python": platform.python_version(), "torch": torch.__version__, **self._versions},
             settings=self.settings.as_dict(),
             training=self._training,

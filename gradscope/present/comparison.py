@@ -81,10 +81,11 @@ def compare(reports: Sequence[Report], labels: Sequence[str] = ()) -> Comparison
 def distinct_labels(paths: Sequence[Path]) -> list[str]:
     """Return for each path the shortest of its endings that no other path shares."""
     parts = [path.resolve().parts for path in paths]
+    others = set(parts)  # the same path twice is told apart by a number
     labels = []
     for own in parts:
         length = 1
-        while length < len(own) and sum(other[-length:] == own[-length:] for other in parts) > 1:
+        while length < len(own) and sum(other[-length:] == own[-length:] for other in others) > 1:
             length += 1
         labels.append(wording.clean("/".join(own[-length:]), 80))
     return [label if labels.count(label) == 1 else f"{label} ({n + 1})" for n, label in enumerate(labels)]

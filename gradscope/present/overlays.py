@@ -51,9 +51,9 @@ def _scale(overlay: Overlay) -> dict[str, Any]:
         return {"type": "linear", "rangemode": "tozero"}
     values = [value for curve in overlay.curves for value in curve.y if value]
     decades = math.log10(max(values) / min(values)) if values else 0.0
-    return (
-        {"type": "log", "dtick": math.ceil(decades / 6)} if decades > 1.5 else {"type": "log", "dtick": "D2"}
-    )
+    if decades > 1.5:
+        return {"type": "log", "dtick": math.ceil(decades / 6)}
+    return {"type": "log", "dtick": "D2", "tickformat": "~g"}  # without it 0.5 would be labelled 5
 
 
 def effects_figure(rows: Sequence[EffectRow]) -> go.Figure:

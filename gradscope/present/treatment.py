@@ -133,9 +133,9 @@ def _evidence(patient: Sequence[Trial], trials: Sequence[Trial]) -> str:
     measured = next((trial for trial in trials if not trial.failure), None)
     if measured is None or not patient[0].rules or not patient[0].evidence:
         return wording.MISSING
-    rule, (figure, before) = patient[0].rules[0], next(iter(patient[0].evidence.items()))
+    figure, before = next(iter(patient[0].evidence.items()))
     after = measured.evidence.get(figure)
-    told = wording.figure(after) if after is not None else f"{rule} not found any more"
+    told = wording.figure(after) if after is not None else "not found any more"
     return f"{wording.clean(figure, 60).replace('_', ' ')} {wording.figure(before)} → {told}"
 
 

@@ -18,6 +18,7 @@ from gradscope.present.facts import Fact, key_facts, more_facts
 from gradscope.present.grids import GRID_COLUMNS, GRID_ROWS, Grid, edges, grids
 from gradscope.present.table import Table, layer_table
 from gradscope.records import Evidence, Finding, Remedy, Report, Run
+from gradscope.settings import Settings
 
 CARDS = 40
 REMEDIES = 8
@@ -209,8 +210,16 @@ def _lead(report: Report, cards: Sequence[Card]) -> str:
         return f"Nothing at warning or above in {steps}.{notes}"
     if report.verdict == "inconclusive":
         reason = cards[0].message if cards else "This is neither a clean bill of health nor an ailment."
-        return f"{steps[0].upper()}{steps[1:]}. {reason}"
+        return f"{steps[0].upper()}{steps[1:]}. {reason}{_budget_hint(report)}"
     return ""  # the headline names the first finding, and its card follows at once
+
+
+def _budget_hint(report: Report) -> str:
+    """Say what to change where it was the overhead budget that left too few recorded steps."""
+    budget = report.run.info.settings.get("overhead_budget")
+    if not isinstance(budget, float) or len(report.run.steps) >= Settings().fewest_steps:
+        return ""
+    return f" Recording was kept within {wording.percent(budget)} of the time: allow more, or train longer."
 
 
 def finding_cards(report: Report) -> tuple[Card, ...]:

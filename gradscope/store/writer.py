@@ -189,4 +189,4 @@ def _names(columns: Iterable[Column]) -> tuple[str, ...]:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

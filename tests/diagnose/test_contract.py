@@ -93,6 +93,14 @@ def test_empty_and_short_runs_are_inconclusive_not_healthy() -> None:
     assert diagnose(mlp_run(steps=3)).verdict == "inconclusive"
 
 
+def test_a_run_without_any_layer_is_not_called_healthy() -> None:
+    """Its tables are lost, or no module had a name like those that were to be watched."""
+    run = mlp_run()
+    blind = replace(run, info=replace(run.info, layers=()), layer_statistics=run.layer_statistics[:0])
+    assert diagnose(run).verdict == "healthy"
+    assert diagnose(blind).verdict == "inconclusive"
+
+
 def test_missing_statistics_are_never_read_as_zero() -> None:
     run = mlp_run()
     blank = run.layer_statistics.copy()

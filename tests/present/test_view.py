@@ -69,6 +69,13 @@ def test_a_healthy_page_shows_its_evidence_and_an_empty_one_claims_nothing() -> 
     assert (empty.grids, empty.profiles, empty.history.loss) == ((), (), None)
 
 
+def test_a_budget_that_left_too_few_steps_is_named() -> None:
+    run = mlp_run(steps=3)
+    tight = replace(run, info=replace(run.info, settings={"overhead_budget": 0.02}))
+    assert "within 2.0 % of the time" in page(Report(tight, "inconclusive")).lead
+    assert "of the time" not in page(Report(run, "inconclusive")).lead
+
+
 def test_grid_holds_the_logarithms_of_the_recorded_values_in_execution_order() -> None:
     run = mlp_run(depth=3, steps=5, layer_values={"signal_rms": lambda step, place: 10.0 ** -(step + place)})
     grid = grid_of(run, "signal")

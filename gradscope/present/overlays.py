@@ -9,10 +9,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from gradscope.present import wording
 from gradscope.present.comparison import Overlay
 from gradscope.present.treatment import EffectRow
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+ZERO_LINE = "#808a97"  # legible on either theme
 _OUTCOME_SYMBOLS = {"helps": "circle", "harms": "x", "no clear effect": "circle-open"}
 _LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
 
@@ -90,7 +92,17 @@ def effects_figure(rows: Sequence[EffectRow]) -> go.Figure:
         height=120 + 34 * len(tried),
         margin={"l": 8, "r": 16, "t": 12, "b": 48},
         showlegend=False,
-        shapes=[{"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1, "line": {"width": 1}}],
+        shapes=[
+            {
+                "type": "line",
+                "x0": 0,
+                "x1": 0,
+                "yref": "paper",
+                "y0": 0,
+                "y1": 1,
+                "line": {"width": 1, "color": ZERO_LINE},
+            }
+        ],
         xaxis={"title": {"text": "initial loss removed beyond no treatment, %"}},
         yaxis={"automargin": True, "type": "category"},
     )
@@ -99,5 +111,4 @@ def effects_figure(rows: Sequence[EffectRow]) -> go.Figure:
 
 def _short(title: str, number: int) -> str:
     """Return a title that fits beside a chart; the invisible number keeps equal ones apart."""
-    text = title if len(title) <= 46 else f"{title[:45]}…"
-    return escape(text, quote=False) + "\u200b" * number
+    return escape(wording.elide(title, 46), quote=False) + "\u200b" * number

@@ -33,8 +33,8 @@ def test_recorded_steps_are_spaced_so_that_the_budget_holds(share: float, own: f
     steps = 4000
     recorded = simulate(share, steps, 1.0, own)
     cost = len(recorded) * own
-    assert recorded[0] == 0
-    assert cost <= share * (steps + cost) + own  # the first step is granted on credit
+    assert recorded[:2] == [0, 1]
+    assert cost <= share * (steps + cost) + 2 * own  # the first two are granted
     assert len(recorded) == steps or cost >= 0.9 * share * steps - own
 
 
@@ -51,7 +51,7 @@ def test_a_slow_moment_of_the_machine_is_not_charged() -> None:
     budget = Budget(0.02)
     for step in range(400):
         if budget.affords():
-            budget.note(100.0 if step == 0 else 1.1, 0.1)
+            budget.note(100.0 if step < 2 else 1.1, 0.1)
         else:
             budget.note(50.0 if step % 40 == 39 else 1.0, None)
     assert budget.share_spent() < 0.03
@@ -78,3 +78,16 @@ def test_a_training_within_its_budget_says_what_recording_cost() -> None:
     observer.stop("finished")
     assert 3 <= len(sink.records) < 200
     assert 0 < sink.info.training["overhead_share"] < 0.35
+
+
+def test_describing_the_model_once_does_not_use_the_budget_up() -> None:
+    budget, recorded = Budget(0.02), 0
+    for step in range(600):
+        affordable = budget.affords()
+        recorded += affordable
+        budget.note(
+            1.0 + (20.0 if step == 0 else 0.2 * affordable),
+            (20.0 if step == 0 else 0.2) if affordable else None,
+        )
+    assert recorded == pytest.approx(0.02 * 600 / 0.2, rel=0.1)
+    assert budget.share_spent() == pytest.approx(0.02 + 20 / 600, rel=0.1)  # what it took is told whole

@@ -260,5 +260,6 @@ def _verdict(run: Run, findings: Sequence[Finding], settings: Settings) -> Verdi
         return "ailing"
     if run.info.status == "failed":
         return "inconclusive"
-    looked = len(run.steps) >= settings.fewest_steps and not run.layer_statistics.empty
+    known = run.steps.drop(columns="step").notna().any(axis=None)  # else the steps' own tables are lost
+    looked = len(run.steps) >= settings.fewest_steps and known and not run.layer_statistics.empty
     return "healthy" if looked and outcome(run, settings).progress != "stuck" else "inconclusive"

@@ -101,6 +101,12 @@ def test_a_run_without_any_layer_is_not_called_healthy() -> None:
     assert diagnose(blind).verdict == "inconclusive"
 
 
+def test_a_run_that_lost_the_table_of_its_steps_is_not_called_healthy() -> None:
+    run = mlp_run()
+    blind = replace(run, steps=run.steps[["step"]].reindex(columns=run.steps.columns))
+    assert diagnose(blind).verdict == "inconclusive"
+
+
 def test_missing_statistics_are_never_read_as_zero() -> None:
     run = mlp_run()
     blank = run.layer_statistics.copy()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscope.observe.pieces import Piece
-from gradscope.observe.samples import LARGE, Samples
+from gradscope.observe.samples import LARGE, Samples, evenly_spread
 from gradscope.summarise import real_entries, stored_size
 from gradscope.summarise.host import (
     HIGH,
@@ -38,7 +38,7 @@ class HostReader:
     """Reads some parameters around their update: `rows` of the table, at the start with these values."""
 
     def __init__(self, rows: Sequence[int], values: Sequence[Tensor], samples: Samples) -> None:
-        self._rows, self._samples = list(rows), samples
+        self._rows = list(rows)
         self._weights = Batch(len(rows))
         self._others: dict[tuple[str, int], Batch] = {}
         self._weights.point(values, steady=True)
@@ -91,25 +91,25 @@ class HostReader:
         if column == "clipped_gradient_norm":  # made anew in every step, which an optimizer's state is not
             batch.point(list(tensors.values()))
         else:
-            batch.point(self._some_of(tensors), steady=True)
+            small = all(item.numel() <= LARGE for item in tensors.values())
+            some = [item if small else _some_of(item) for item in tensors.values()]
+            batch.point(some, steady=True)
         results = batch.measure(NORM_WANTED, highs)
         pieces = [_piece((column,), rows, results[RMS] * np.sqrt(sizes))]
         if floors is not None:
             pieces.append(_piece(("epsilon_fraction",), rows, results[INSIDE]))
         return pieces
 
-    def _some_of(self, tensors: Mapping[int, Tensor]) -> list[Tensor]:
-        """Return the tensors, of large ones a sample."""
-        return [
-            self._samples.of(self._rows[place], real_entries(item)) if item.numel() > LARGE else item
-            for place, item in tensors.items()
-        ]
-
     def _batch(self, name: str, count: int) -> Batch:
         """Return the batch that reads so many tensors of a kind, the one of the last step if it fits."""
         if (name, count) not in self._others:
             self._others[name, count] = Batch(count)
         return self._others[name, count]
+
+
+def _some_of(tensor: Tensor) -> Tensor:
+    large = tensor.numel() > LARGE and tensor.layout is torch.strided
+    return evenly_spread(real_entries(tensor)).contiguous() if large else tensor
 
 
 def _absmax(results: Array) -> Array:

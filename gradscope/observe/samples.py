@@ -10,9 +10,17 @@ from torch import Tensor
 
 from gradscope.summarise.host import LINE
 
-# An optimizer's state of more entries is read from such a sample, too: reading it whole costs as much again
-# as weights and gradients do.
-LARGE = 1 << 16
+# An optimizer's state of more entries is read from RUNS × RUN of them, evenly spread: reading it whole costs
+# as much again as weights and gradients do.
+LARGE, RUNS, RUN = 1 << 16, 64, 64
+
+
+def evenly_spread(entries: Tensor) -> Tensor:
+    """Return RUNS × RUN entries of a vector, in runs evenly spread over it; all of it if it has few."""
+    if entries.numel() <= LARGE:
+        return entries
+    step = entries.stride(0)
+    return entries.as_strided((RUNS, RUN), (entries.numel() // RUNS * step, step), entries.storage_offset())
 
 
 class Samples:

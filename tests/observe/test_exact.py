@@ -269,3 +269,21 @@ def test_outputs_that_are_changed_in_place_later_are_exact(overwritten: tuple[in
         assert sink.layer("linear", "signal_rms", step) == pytest.approx(
             sink.layer("linear", "signal_rms", 0)
         )
+
+
+def test_the_state_of_a_large_parameter_is_estimated_from_a_sample() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(500, 300), torch.randn(32, 500)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    sink = record(model, lambda m: m(x).square().sum(), steps=3, optimizer=optimizer)
+    state = optimizer.state[model.weight]
+    for column, exact in (
+        ("momentum_norm", state["exp_avg"].double().norm()),
+        ("second_moment_rms", state["exp_avg_sq"].double().square().mean().sqrt()),
+    ):
+        assert sink.parameter("weight", column, 2) == pytest.approx(float(exact), rel=0.15)
+    for column, exact in (
+        ("momentum_norm", optimizer.state[model.bias]["exp_avg"].double().norm()),
+        ("gradient_norm", model.bias.grad.double().norm()),
+    ):
+        assert sink.parameter("bias", column, 2) == pytest.approx(float(exact), rel=1e-5)

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from gradscope.observe.reading import Measured, Reading
 from gradscope.summarise.host import (
-    HIGH,
     INSIDE,
-    LOW,
     MAGNITUDES_WANTED,
     MOMENTS_WANTED,
     NONFINITE,
@@ -19,6 +17,7 @@ from gradscope.summarise.host import (
     ZEROS,
     Ledger,
     Marks,
+    absmax,
     in_memory_order,
     is_compiled,
     is_plain,
@@ -68,8 +67,9 @@ class HostCollector:
             measured.append(Measured(False, owners, entries, table, saturated))
         if len(self._signals):
             owners, entries, results = self._signals.take()
-            absmax = np.maximum(-results[LOW], results[HIGH])
-            table = torch.from_numpy(np.stack([results[RMS], absmax, results[ZEROS], results[NONFINITE]]))
+            table = torch.from_numpy(
+                np.stack([results[RMS], absmax(results), results[ZEROS], results[NONFINITE]])
+            )
             measured.append(Measured(True, owners, entries, table))
         return measured, self._live.take()
 

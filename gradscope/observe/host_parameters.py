@@ -14,10 +14,8 @@ from gradscope.observe.pieces import Piece
 from gradscope.observe.samples import LARGE, Samples, evenly_spread
 from gradscope.summarise import real_entries, stored_size
 from gradscope.summarise.host import (
-    HIGH,
     INSIDE,
     LINE,
-    LOW,
     MAGNITUDES_WANTED,
     MOMENTS_WANTED,
     NONFINITE,
@@ -26,6 +24,7 @@ from gradscope.summarise.host import (
     STD,
     ZEROS,
     Batch,
+    absmax,
 )
 
 WEIGHT = ("weight_std", "weight_rms", "weight_absmax", "weight_nonfinite")
@@ -56,7 +55,7 @@ class HostReader:
         self._weights.point(values, steady=True)
         self._weights.keep()
         results = self._weights.measure(MOMENTS_WANTED)
-        weights = _piece(WEIGHT, self._rows, results[STD], results[RMS], _absmax(results), results[NONFINITE])
+        weights = _piece(WEIGHT, self._rows, results[STD], results[RMS], absmax(results), results[NONFINITE])
         present = {place: gradient for place, gradient in enumerate(gradients) if gradient is not None}
         return [weights, *self._read_gradients(present)]
 
@@ -66,15 +65,15 @@ class HostReader:
         batch = self._batch("gradient", len(gradients))
         batch.point(list(gradients.values()))
         results, stored = batch.measure(MAGNITUDES_WANTED), batch.sizes()
-        rms, absmax, zeros = results[RMS], _absmax(results), results[ZEROS]
+        rms, most, zeros = results[RMS], absmax(results), results[ZEROS]
         for column, gradient in enumerate(gradients.values()):
             if gradient.layout is not torch.strided:
                 share = stored[column] / gradient.numel()
                 rms[column] = rms[column] * math.sqrt(share) if share else 0.0
-                absmax[column] = absmax[column] if share else 0.0
+                most[column] = most[column] if share else 0.0
                 zeros[column] = 1.0 - (1.0 - zeros[column]) * share if share else 1.0
         rows = [self._rows[place] for place in gradients]
-        return [_piece(GRADIENT, rows, rms, absmax, zeros, results[NONFINITE])]
+        return [_piece(GRADIENT, rows, rms, most, zeros, results[NONFINITE])]
 
     def after(self, values: Sequence[Tensor]) -> list[Piece]:
         """Return the norms of the updates."""
@@ -91,8 +90,7 @@ class HostReader:
         if column == "clipped_gradient_norm":  # made anew in every step, which an optimizer's state is not
             batch.point(list(tensors.values()))
         else:
-            small = all(item.numel() <= LARGE for item in tensors.values())
-            some = [item if small else _some_of(item) for item in tensors.values()]
+            some = [_some_of(item) if item.numel() > LARGE else item for item in tensors.values()]
             batch.point(some, steady=True)
         results = batch.measure(NORM_WANTED, highs)
         pieces = [_piece((column,), rows, results[RMS] * np.sqrt(sizes))]
@@ -108,13 +106,8 @@ class HostReader:
 
 
 def _some_of(tensor: Tensor) -> Tensor:
-    large = tensor.numel() > LARGE and tensor.layout is torch.strided
-    return evenly_spread(real_entries(tensor)).contiguous() if large else tensor
-
-
-def _absmax(results: Array) -> Array:
-    absmax: Array = np.maximum(-results[LOW], results[HIGH])
-    return absmax
+    dense = tensor.layout is torch.strided
+    return evenly_spread(real_entries(tensor)).contiguous() if dense else tensor
 
 
 def _piece(columns: tuple[str, ...], rows: list[int], *values: Array) -> Piece:

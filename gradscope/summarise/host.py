@@ -57,23 +57,16 @@ def is_compiled() -> bool:
 
 
 def readable(tensor: Tensor) -> Tensor:
-    """Return a dense tensor as the passes can read it: itself, or a copy where there is no other way."""
-    if _is_readable(tensor):
-        return tensor
+    """Return a strided tensor as the passes can read it, copied where they cannot read it in place."""
     plain = tensor.detach().resolve_neg().contiguous()
     plain = plain.abs() if plain.dtype.is_complex else plain
     return plain if plain.dtype in _TYPES else plain.float()
 
 
-def _is_readable(tensor: Tensor) -> bool:
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and tensor.is_cpu
-        and tensor.dtype in _TYPES
-        and tensor.layout is torch.strided
-        and tensor.is_contiguous()
-        and not tensor.is_neg()
-    )
+def absmax(results: Array) -> Array:
+    """Return the largest magnitudes from results (RESULT, tensors) that have the extremes: (tensors,)."""
+    magnitudes: Array = np.maximum(-results[LOW], results[HIGH])
+    return magnitudes
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -171,6 +164,8 @@ class Marks:
         self._marks[: self._used] = 0
         marked, self._marked = self._marked, {}
         spans = {owner: self._spans[owner] for owner in marked}
+        if self._used > sum(units for _, units in self._spans.values()):  # some have changed their width
+            self._spans, self._used = {}, 0
         return {owner: marks[start : start + units] for owner, (start, units) in spans.items()}
 
 
@@ -194,9 +189,7 @@ class Batch:
             return
         in_place = _passes.point(list(tensors), self._addresses[0])
         if not in_place:
-            self._copies = [
-                item if _is_readable(item) else readable(stored_entries(item)) for item in tensors
-            ]
+            self._copies = [readable(stored_entries(item)) for item in tensors]
             self._jobs[:, :3] = [(item.data_ptr(), item.numel(), _TYPES[item.dtype]) for item in self._copies]
         self._known = self._jobs[:, 0].tolist() if steady and in_place else []
 

@@ -66,7 +66,7 @@ def test_a_budget_that_means_nothing_is_refused(bad: object) -> None:
 def test_a_training_within_its_budget_says_what_recording_cost() -> None:
     model, sink = nn.Sequential(*(nn.Linear(8, 8) for _ in range(10))), MemorySink()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    observer = Recorder(model, [optimizer], sink, Settings(every_n_steps=1, overhead_budget=0.2))
+    observer = Recorder(model, [optimizer], sink, Settings(every_n_steps=1, overhead_budget=0.05))
     observer.start()
     for _ in range(200):
         observer.begin_step()

@@ -207,3 +207,11 @@ def test_copies_are_let_go_of_once_they_are_read() -> None:
     batch.point([torch.ones(50).half()])
     assert batch.measure(host.NORM_WANTED)[host.RMS, 0] == 1.0
     assert np.isnan(batch.measure(host.NORM_WANTED)[host.RMS, 0])
+
+
+def test_layers_that_change_their_width_in_every_step_take_no_more_room_for_it() -> None:
+    marks = host.Marks()
+    for width in range(1, 200):
+        marks.add(0, torch.ones(2, width), 1)
+        assert len(marks.take()[0]) == width
+    assert marks._used <= 2 * 200

@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-import platform
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradscope.columns import LAYER_COLUMNS, PARAMETER_COLUMNS
 from gradscope.observe.budget import Budget
 from gradscope.observe.dataflow import Dataflow
+from gradscope.observe.description import Description
 from gradscope.observe.flow import Flow, LayerStep
-from gradscope.observe.layers import describe_layer, watched_modules
+from gradscope.observe.layers import watched_modules
 from gradscope.observe.packing import Parcel
-from gradscope.observe.parameters import (
-    describe_optimizers,
-    describe_parameters,
-    local_part,
-    mean_of_shard,
-    named_parameters,
-)
+from gradscope.observe.parameters import mean_of_shard
 from gradscope.observe.pieces import ParameterStep, Piece, norms_of_step
 from gradscope.observe.probes import Probes
 from gradscope.observe.schedule import schedule_from
 from gradscope.observe.weights import ParameterProbe
-from gradscope.observe.wrappers import (
-    averaged_over,
-    class_of,
-    compiled_modules,
-    hides_parameters,
-    unwrapped,
-)
-from gradscope.records import FORMAT_VERSION, Event, RunInfo, Status, StepRecord
+from gradscope.observe.wrappers import averaged_over, compiled_modules, hides_parameters
+from gradscope.records import Event, RunInfo, Status, StepRecord
 from gradscope.settings import Settings
 from gradscope.summarise.host import use_threads_of_torch
 
@@ -130,23 +115,21 @@ class Recorder:
         """Describe the model and begin the run in the sink."""
         self.alive = True
         with _guard(self):
-            self._modules = watched_modules(self._model, self.settings.layers)
-            if self.settings.layers and not self._modules:
+            modules = watched_modules(self._model, self.settings.layers)
+            if self.settings.layers and not modules:
                 warnings.warn(
                     f"gradscope watches no module: none has a name like {', '.join(self.settings.layers)}",
                     stacklevel=2,
                 )
-            self._parameters, _ = named_parameters(self._model)
             self._averaged = averaged_over(self._model)
-            self._lazy = any(is_lazy(parameter) for parameter in self._parameters.values())
-            self.info = self._describe()
-            self._shards = self._sharded()
-            self._flow = Flow(
-                self._model, self._modules, self.info.layers, self.settings.dead_window, self.failed
+            known = Description(
+                self._model, modules, self._optimizers, self.settings, self._training, self._versions
             )
-            self._weights = ParameterProbe(self._parameters, self.settings.update_sample)
-            self._probes = Probes(self._model, self._modules, self._flow)
-            self._sink.begin(self.info)
+            self._description, self._shards = known, known.sharded()
+            self._flow = Flow(self._model, modules, known.info.layers, self.settings.dead_window, self.failed)
+            self._weights = ParameterProbe(known.parameters, self.settings.update_sample)
+            self._probes = Probes(self._model, modules, self._flow)
+            self._sink.begin(known.info)
             self._ended = perf_counter()
             if hides_parameters(self._model):
                 self.event("not-observable", "FSDP hides the parameters; wrap with use_orig_params=True")
@@ -194,8 +177,7 @@ class Recorder:
             started = perf_counter()
             with _guard(self):
                 self._rates.update(_rates(self._optimizers))
-                if self._lazy:
-                    self._lazy, self.info = False, self._describe_again()
+                self._description.materialise()
                 self._weights.before_update(optimizer, scale)
                 if self._shards and not self._means:
                     self._means = [
@@ -240,7 +222,7 @@ class Recorder:
         parameters.pieces += self._means
         layers = self._flow.take()
         if self._flow.news:
-            self._learn()
+            self._sink.update(self._description.learn(self._flow, self.event))
         self._recorded += 1
         parcel = Parcel([*layers.tensors(), *(piece.values for piece in parameters.pieces)])
         self._deliver()
@@ -294,8 +276,7 @@ class Recorder:
             with _guard(self):
                 self._deliver()
                 ended = {"steps": self.step, "overhead_share": self._budget.share_spent()}
-                self.info = replace(self.info, training={**self.info.training, **ended})
-                self._sink.update(self.info)
+                self._sink.update(self._description.add(ended))
                 self._sink.close(status, exception)
             self.alive = False
 
@@ -336,81 +317,6 @@ class Recorder:
             if flow.dataflow is not None:
                 flow.dataflow.release()
                 flow.dataflow = None
-
-    # What is known of the run
-
-    def _describe(self) -> RunInfo:
-        names = {id(parameter): name for name, parameter in self._parameters.items()}
-        parameters = describe_parameters(self._model, self._optimizers, self.settings.update_sample)
-        owned: dict[str, list[str]] = {}
-        for parameter in parameters:
-            owned.setdefault(parameter.layer, []).append(parameter.name)
-        kind = class_of(unwrapped(self._model))
-        return RunInfo(
-            format_version=FORMAT_VERSION,
-            model=f"{kind.__module__}.{kind.__qualname__}",
-            ranks=int(self._training.get("world_size", 1)),
-            started=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-            versions={"python": platform.python_version(), "torch": torch.__version__, **self._versions},
-            settings=self.settings.as_dict(),
-            training=self._training,
-            optimizers=describe_optimizers(self._optimizers, names),
-            layers=tuple(
-                describe_layer(name, module, tuple(owned.get(name, ())))
-                for name, module in self._modules.items()
-            ),
-            parameters=parameters,
-        )
-
-    def _sharded(self) -> list[tuple[int, nn.Parameter]]:
-        """Return the parameters of which this rank has a part, with their places in the table."""
-        whole = {parameter.name: parameter.size for parameter in self.info.parameters}
-        return [
-            (row, parameter)
-            for row, (name, parameter) in enumerate(self._parameters.items())
-            if not is_lazy(parameter) and 0 < local_part(parameter).numel() < whole[name]
-        ]
-
-    def _describe_again(self) -> RunInfo:
-        """Describe the parameters that lazy modules have made by now, before their first update."""
-        parameters = describe_parameters(self._model, self._optimizers, self.settings.update_sample)
-        return replace(self.info, parameters=parameters)
-
-    def _learn(self) -> None:
-        """Complete the run's description with what a recorded step showed for the first time."""
-        self._flow.news = False
-        dataflow, self._flow.dataflow = self._flow.dataflow, None
-        if dataflow is not None:
-            try:
-                self._flow.learn(dataflow)
-                self.info = replace(self.info, loss=self._flow.named(dataflow.loss))
-            except Exception as error:
-                self.event("not-observable", f"the model's graph could not be read: {error}")
-            finally:
-                dataflow.release()
-            self._say_what_never_fired()
-        self.info = replace(self.info, layers=tuple(self._flow.layers))
-        self._sink.update(self.info)
-
-    def _say_what_never_fired(self) -> None:
-        silent = all(layer.depth < 0 for layer in self._flow.layers)
-        if self._flow.compiled:
-            self.event(
-                "not-observable", "the model is compiled: which layers feed which, and functions, don't show"
-            )
-        elif silent and self._flow.layers:
-            self.event(
-                "not-observable",
-                "no layer showed anything, so only parameters are recorded; neither a compiled model nor "
-                "another of its class may run before watching begins, and a copy is not the model",
-            )
-        for index, layer in enumerate(self._flow.layers):
-            if layer.depth < 0:
-                reason = "did not run in the first recorded step"
-                if silent or id(self._modules[layer.name]) in compiled_modules(self._model):
-                    reason += ", or was compiled before watching began"
-                self._flow.layers[index] = replace(layer, not_observable=reason)
-                self.event("never-fired", f"{layer.name} ({layer.kind}) {reason}", layer=layer.name)
 
 
 class _guard:

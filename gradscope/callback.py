@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradscope.closing import closing_line, ended_by
 from gradscope.loss_scale import scale_of, unscales_itself, was_skipped
 from gradscope.observe import Recorder
-from gradscope.observe.schedule import schedule_from
 from gradscope.observe.wrappers import unwrapped
-from gradscope.online import Monitor, OnCritical, checked, ending
-from gradscope.places import RUNS, new_run
+from gradscope.online import Conduct, OnCritical, Supervision
+from gradscope.places import RUNS, checked_place, new_run
+from gradscope.records import Status
 from gradscope.settings import Settings
-from gradscope.store import RunWriter, read_run
+from gradscope.store import RunWriter
 
 
 class Observation:
@@ -58,11 +59,10 @@ class Observation:
             update_sample=update_sample,
             dead_window=dead_window,
         )
-        self._run_dir, self._verbose = run_dir, verbose
-        self._on_critical, self._preflight = checked(on_critical), preflight
+        self._conduct = Conduct(on_critical, preflight, verbose)
+        self._run_dir = checked_place(run_dir)
         self._recorder: Recorder | None = None
-        self._monitor: Monitor | None = None
-        self._ended_by = ""
+        self._supervision: Supervision | None = None
         self._restored: dict[str, Any] = {}
         self._state: dict[str, Any] = {}
         self._handles: list[Any] = []
@@ -78,17 +78,19 @@ class Observation:
         optimizers = [getattr(item, "optimizer", item) for item in trainer.optimizers]
         self.run_path = Path(trainer.strategy.broadcast(str(self._place(trainer))))
         writer = RunWriter(self.run_path, rank=trainer.global_rank, settings=self._settings)
-        self._monitor = self._monitoring(writer, trainer.is_global_zero)
+        self._supervision = Supervision(
+            writer, self.run_path, self._settings, self._conduct, trainer.is_global_zero
+        )
         self._recorder = Recorder(
             _model_of(trainer, pl_module),
             optimizers,
-            self._monitor.sink if self._monitor else writer,
+            self._supervision.sink,
             self._settings,
             training=_facts_of(trainer, pl_module),
             versions=_versions(trainer),
             first_step=int(self._restored.get("step", 0 if len(optimizers) > 1 else trainer.global_step)),
         )
-        self._restored, self._ended_by = {}, ""
+        self._restored = {}
         self._begin_step()
         self._recorder.start()
         # Optimizers that are stepped behind Lightning's back are seen too.
@@ -96,31 +98,28 @@ class Observation:
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """End the run."""
-        self._stop(trainer, "interrupted" if self._ended_by else "finished", self._ended_by)
+        stopped_by = self._supervision.stopped_by if self._supervision else ""
+        self._stop(trainer, "interrupted" if stopped_by else "finished", stopped_by)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """End the run with what ended the training."""
-        asked = (
-            isinstance(exception, (KeyboardInterrupt, SystemExit)) or "SIGTERM" in type(exception).__name__
-        )
-        reason = f"{type(exception).__name__}: {exception}".rstrip(": ")
-        self._stop(trainer, "interrupted" if asked else "failed", reason)
+        self._stop(trainer, *ended_by(exception))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """End the run where nothing else did."""
         self._stop(trainer, "interrupted", "")
 
-    def _stop(self, trainer: Any, status: Any, exception: str) -> None:
+    def _stop(self, trainer: Any, status: Status, exception: str) -> None:
         self.state_dict()  # remembered for checkpoints that are written from now on
         recorder, self._recorder = self._recorder, None
-        self._monitor = None
+        self._supervision = None
         if recorder is None:
             return
         for handle in self._handles:
             handle.remove()
         self._handles = []
         recorder.stop(status, exception)
-        if self._verbose and trainer.is_global_zero and self.run_path is not None:
+        if self._conduct.verbose and trainer.is_global_zero and self.run_path is not None:
             print(closing_line(self.run_path))
 
     # A step
@@ -166,33 +165,10 @@ class Observation:
             facts = self._facts(trainer, batch_idx) if recorder.recording else {}
             recorder.end_step(facts, 1.0 if self._scale is None else self._scale)
             self._begin_step()
-            if self._monitor is not None:
-                self._judge(self._monitor, recorder, trainer)
-
-    def _judge(self, monitor: Monitor, recorder: Recorder, trainer: Any) -> None:
-        """Judge what is recorded so far, and stop if any rank found what is to be stopped for."""
-        if self._preflight and recorder.step == 1 and trainer.is_global_zero:
-            recorder.flush()
-            monitor.preflight()
-        if self._on_critical == "ignore" or self._ended_by:
-            return
-        stops = self._on_critical == "stop"
-        monitor.look("Training stops." if stops else "Training goes on.")
-        # Every rank asks at the same steps, also one that no longer records: the others would wait for it.
-        if stops and schedule_from(self._settings)(recorder.step - 1):
-            found = monitor.verdict is not None
-            if trainer.world_size > 1:
-                found = trainer.strategy.reduce_boolean_decision(found, all=False)
-            if found:
-                self._ended_by, trainer.should_stop = ending(monitor.verdict), True
-                recorder.event("stopped", f"training was stopped by {self._ended_by}")
-
-    def _monitoring(self, writer: RunWriter, is_first_rank: bool) -> Monitor | None:
-        """Return what looks at the training while it runs; None where nobody would hear of it."""
-        warns = self._on_critical == "warn" and self._verbose
-        if not (warns or self._preflight or self._on_critical == "stop"):
-            return None
-        return Monitor(writer, writer.path, self._settings, self._verbose and is_first_rank)
+            if self._supervision is not None:
+                self._supervision.after_step(recorder, partial(_any_rank, trainer))
+                if self._supervision.stopped_by:
+                    trainer.should_stop = True
 
     def _begin_step(self) -> None:
         self._micro_batches, self._losses, self._updated, self._scale = 0, [], False, None
@@ -215,8 +191,8 @@ class Observation:
     @property
     def state_key(self) -> str:
         """Name this callback's state in checkpoints: several with different settings may go together."""
-        settings = self._settings
-        return f"GradScope{{{self._run_dir!r}, {settings.every_n_steps!r}, {list(settings.layers)!r}}}"
+        place, settings = str(self._run_dir) if self._run_dir else None, self._settings
+        return f"GradScope{{{place!r}, {settings.every_n_steps!r}, {list(settings.layers)!r}}}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what observes, open files, and what Lightning lends: a copy observes nothing as yet."""
@@ -224,7 +200,7 @@ class Observation:
         return {
             **own,
             "_recorder": None,
-            "_monitor": None,
+            "_supervision": None,
             "_handles": [],
             "_losses": [],
             "_state": self.state_dict(),
@@ -256,6 +232,12 @@ def beside_checkpoints(trainer: Any) -> Path:
     save_dir = logger.save_dir if logger.save_dir is not None else trainer.default_root_dir
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return Path(save_dir) / str(logger.name) / version / RUNS
+
+
+def _any_rank(trainer: Any, found: bool) -> bool:
+    if trainer.world_size > 1:
+        return bool(trainer.strategy.reduce_boolean_decision(found, all=False))
+    return found
 
 
 def _model_of(trainer: Any, pl_module: Any) -> nn.Module:
@@ -300,27 +282,3 @@ def _versions(trainer: Any) -> dict[str, str]:
     with suppress(Exception):
         return {package: __import__(package).__version__}
     return {}
-
-
-def closing_line(path: Path) -> str:
-    """Return one line: the verdict, the top finding, and how to see the report."""
-    command = f"gradscope report {shlex.quote(str(path))}"
-    try:
-        run = read_run(path)
-    except Exception as error:
-        return f"gradscope: nothing was recorded: {' '.join(str(error).split())}"
-    try:
-        from gradscope.examine import examine
-
-        report = examine(run)
-    except Exception:
-        return f"gradscope: the run is recorded. Next: {command}"
-    top = report.findings[0] if report.findings else None
-    finding = f"; {top.rule}: {' '.join(top.message.split())}" if top else "."
-    ended = f" Training ended by {_short(run.info.exception)}." if run.info.exception else ""
-    return f"gradscope: {report.verdict}{finding}{ended} Next: {command}"
-
-
-def _short(text: str, most: int = 120) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"

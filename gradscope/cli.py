@@ -114,11 +114,17 @@ def report(run: Path, output: Path | None, show_page: bool) -> int:
     show_default=True,
     help="The least severity that makes the exit status 1.",
 )
-def check(run: Path, form: str, fail_on: Severity) -> int:
+@click.option(
+    "--allow-inconclusive",
+    is_flag=True,
+    help="Exit status 0 also where too little was recorded, or can be read, to judge.",
+)
+def check(run: Path, form: str, fail_on: Severity, allow_inconclusive: bool) -> int:
     """Judge RUN, for scripts and continuous integration.
 
-    Exit status: 0 if nothing was found at or above --fail-on, 1 if something was, 2 if RUN cannot be read or
-    holds no recorded step.
+    Exit status: 1 if something was found at or above --fail-on, else 0. It is 2 if RUN cannot be read or
+    holds no recorded step, and, but for --allow-inconclusive, if nothing was found in a run that is damaged
+    or cannot be judged.
     """
     examined = _examine(run)
     if form == "json":
@@ -134,7 +140,19 @@ def check(run: Path, form: str, fail_on: Severity) -> int:
         return FOUND
     if not len(examined.run.steps):
         raise RunError(f"{examined.run.path} holds no recorded step, so there is nothing to check")
+    doubt = _doubt(examined)
+    if doubt and not allow_inconclusive:
+        raise RunError(f"nothing was found, but {doubt}; --allow-inconclusive lets it pass")
     return CLEAN
+
+
+def _doubt(report: Report) -> str:
+    """Return why a run in which nothing was found still can't be called clean, "" if it can."""
+    if report.verdict == "inconclusive":
+        return "the run is inconclusive: too little was recorded, it failed, or its loss doesn't fall"
+    if report.run.problems:
+        return f"a part of the run was not read ({report.run.problems[0]})"
+    return ""
 
 
 @gradscope.command()

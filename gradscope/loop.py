@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
-from gradscope.callback import closing_line
+from gradscope.closing import closing_line, ended_by
 from gradscope.errors import CriticalFinding, GradscopeError
 from gradscope.loss_scale import scale_of, was_skipped
 from gradscope.observe import Recorder
-from gradscope.observe.schedule import schedule_from
-from gradscope.online import Monitor, OnCritical, any_rank, checked, ending
-from gradscope.places import RUNS, agreed, is_distributed, new_run
+from gradscope.online import Conduct, OnCritical, Supervision
+from gradscope.places import RUNS, agreed, checked_place, is_distributed, new_run
 from gradscope.settings import Settings
 from gradscope.store import RunWriter
 
@@ -72,7 +73,8 @@ def watch(
     if unknown:
         raise GradscopeError(f"watch knows no option {sorted(unknown)[0]!r}; see gradscope.Settings for all")
     options = Settings.from_mapping(settings)
-    return Watch(model, list(optimizers), run_dir, options, verbose, scaler, checked(on_critical), preflight)
+    conduct = Conduct(on_critical, preflight, verbose)
+    return Watch(model, list(optimizers), checked_place(run_dir), options, scaler, conduct)
 
 
 class Watch:
@@ -82,18 +84,15 @@ class Watch:
         self,
         model: nn.Module,
         optimizers: list[Optimizer],
-        run_dir: str | Path | None,
+        run_dir: Path | None,
         settings: Settings,
-        verbose: bool,
         scaler: Any,
-        on_critical: OnCritical,
-        preflight: bool,
+        conduct: Conduct,
     ) -> None:
         self._model, self._optimizers = model, optimizers
-        self._run_dir, self._settings, self._verbose = run_dir, settings, verbose
-        self._scaler, self._on_critical, self._preflight = scaler, on_critical, preflight
+        self._run_dir, self._settings, self._scaler, self._conduct = run_dir, settings, scaler, conduct
         self._recorder: Recorder | None = None
-        self._monitor: Monitor | None = None
+        self._supervision: Supervision | None = None
         self.stopped_by = ""
         self._handles: list[Any] = []
         self._updates = 0
@@ -103,12 +102,13 @@ class Watch:
     def __enter__(self) -> Watch:
         self.run_path, self._rank = agreed(lambda: new_run(self._run_dir, Path(RUNS)))
         writer = RunWriter(self.run_path, self._rank, self._settings)
-        if self._preflight or self._on_critical == "stop" or (self._on_critical == "warn" and self._verbose):
-            speaks = self._verbose and self._rank == 0
-            self._monitor = Monitor(writer, self.run_path, self._settings, speaks)
-        sink = self._monitor.sink if self._monitor else writer
+        self._supervision = Supervision(
+            writer, self.run_path, self._settings, self._conduct, is_first_rank=self._rank == 0
+        )
         facts = _facts_of(self._model, self._scaler)
-        self._recorder = Recorder(self._model, self._optimizers, sink, self._settings, facts)
+        self._recorder = Recorder(
+            self._model, self._optimizers, self._supervision.sink, self._settings, facts
+        )
         self._recorder.start()
         for item in self._optimizers:
             self._handles.append(item.register_step_pre_hook(self._before_update))
@@ -140,8 +140,7 @@ class Watch:
             recorder.end_step(self._facts(number), 1.0 if self._scale is None else self._scale)
         else:
             recorder.end_step({})
-        if self._monitor is not None:
-            self._judge(self._monitor, recorder)
+        self._supervise(recorder)
         self._begin_step()
 
     def _facts(self, loss: Tensor | float | None) -> dict[str, float | Tensor]:
@@ -159,20 +158,12 @@ class Watch:
             if id(optimizer) not in self._read and any(item.grad is not None for item in parameters):
                 recorder.before_update(optimizer)
 
-    def _judge(self, monitor: Monitor, recorder: Recorder) -> None:
+    def _supervise(self, recorder: Recorder) -> None:
         """Judge what is recorded so far; CriticalFinding if any process found what is to be stopped for."""
-        if self._preflight and recorder.step == 1:
-            recorder.flush()
-            monitor.preflight()
-        if self._on_critical == "ignore":
+        if self._supervision is None:
             return
-        stops = self._on_critical == "stop"
-        monitor.look("Training stops." if stops else "Training goes on.")
-        if stops and not self.stopped_by and schedule_from(self._settings)(recorder.step - 1):
-            parameter = next(self._model.parameters())
-            if any_rank(monitor.verdict is not None, parameter.device):
-                self.stopped_by = ending(monitor.verdict)
-                recorder.event("stopped", f"training was stopped by {self.stopped_by}")
+        self._supervision.after_step(recorder, partial(_any_process, self._optimizers))
+        self.stopped_by = self._supervision.stopped_by
         if self.stopped_by:
             raise CriticalFinding(f"training is stopped by {self.stopped_by}")
 
@@ -215,7 +206,7 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         recorder, self._recorder = self._recorder, None
-        self._monitor = None
+        self._supervision = None
         stopped = bool(self.stopped_by) and (error is None or isinstance(error, CriticalFinding))
         for handle in self._handles:
             handle.remove()
@@ -227,14 +218,12 @@ class Watch:
         elif error is None:
             recorder.stop("finished")
         else:
-            asked = isinstance(error, (KeyboardInterrupt, SystemExit))
-            reason = f"{type(error).__name__}: {error}".rstrip(": ")
-            recorder.stop("interrupted" if asked else "failed", reason)
+            recorder.stop(*ended_by(error))
         if error is None and self._updates and not self._steps:
             warnings.warn(
                 "gradscope recorded nothing: call scope.step(loss) after each optimizer.step()", stacklevel=2
             )
-        elif self._verbose and self.run_path is not None and self._rank == 0:
+        elif self._conduct.verbose and self.run_path is not None and self._rank == 0:
             print(closing_line(self.run_path))
         return stopped
 
@@ -272,3 +261,14 @@ def _facts_of(model: nn.Module, scaler: Any) -> dict[str, Any]:
     if is_distributed():
         facts |= {"world_size": distributed.get_world_size(), "strategy": type(model).__name__}
     return facts
+
+
+def _any_process(optimizers: Sequence[Optimizer], found: bool) -> bool:
+    """Return whether any process of the default group found something; all of them have to ask."""
+    if not is_distributed():
+        return found
+    # On the device of what is trained: not every backend reduces on every device.
+    device = next(item.device for group in optimizers[0].param_groups for item in group["params"])
+    flag = torch.tensor(float(found), device=device)
+    distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+    return bool(flag.item())

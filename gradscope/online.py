@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
-
-import torch
-from torch import distributed
 
 from gradscope.diagnose import so_far
 from gradscope.errors import SettingsError
 from gradscope.memory import Memory
+from gradscope.observe import Recorder
 from gradscope.observe.recorder import Sink
+from gradscope.observe.schedule import schedule_from
 from gradscope.preflight import initial_report, summary
 from gradscope.records import Event, Finding, Run, StepRecord
 from gradscope.settings import Settings
@@ -23,12 +24,69 @@ OnCritical = Literal["warn", "stop", "ignore"]
 _GROWTH = 1.5  # of the recorded steps from one look to the next
 
 
-def checked(on_critical: str) -> OnCritical:
-    """Return the option if it is one of the three; SettingsError otherwise."""
-    for choice in get_args(OnCritical):
-        if on_critical == choice:
-            return choice  # type: ignore[no-any-return]
-    raise SettingsError(f'on_critical is {on_critical!r}; give "warn", "stop" or "ignore"')
+@dataclass(frozen=True)
+class Conduct:
+    """What gradscope says and does besides recording: the options that every front door takes.
+
+    on_critical: what to do about a finding that won't pass by itself; preflight: judge the initialisation by
+    the first step and print the result; verbose: print warnings and, at the end, one line. SettingsError if
+    one of them has a value that means nothing.
+    """
+
+    on_critical: OnCritical = "warn"
+    preflight: bool = False
+    verbose: bool = True
+
+    def __post_init__(self) -> None:
+        if self.on_critical not in get_args(OnCritical):
+            raise SettingsError(f'on_critical is {self.on_critical!r}; give "warn", "stop" or "ignore"')
+        for name in ("preflight", "verbose"):
+            if not isinstance(getattr(self, name), bool):
+                raise SettingsError(f"{name} is {getattr(self, name)!r}; give True or False")
+
+    @property
+    def looks(self) -> bool:
+        """Return whether anybody would hear of a finding while training goes on."""
+        return self.on_critical == "stop" or (self.on_critical == "warn" and self.verbose)
+
+
+class Supervision:
+    """Carries out a Conduct while a training runs; `sink` is what the recorder writes to.
+
+    stopped_by: why the training is to end, "" as long as it may go on. What is found is printed by the
+    first of several ranks.
+    """
+
+    def __init__(
+        self, onward: Sink, run_path: Path, settings: Settings, conduct: Conduct, is_first_rank: bool
+    ) -> None:
+        self.stopped_by = ""
+        self._conduct, self._is_first_rank = conduct, is_first_rank
+        self._is_asked = schedule_from(settings)
+        self._monitor: Monitor | None = None
+        self.sink = onward
+        if conduct.looks or conduct.preflight:
+            self._monitor = Monitor(onward, run_path, settings, conduct.verbose and is_first_rank)
+            self.sink = self._monitor.sink
+
+    def after_step(self, recorder: Recorder, any_rank: Callable[[bool], bool]) -> None:
+        """Judge what is recorded so far, once a step has ended.
+
+        any_rank: returns whether it was called with True on any rank. Every rank calls it at the same steps,
+        also one that no longer records: the others would wait for it.
+        """
+        if self._monitor is None:
+            return
+        if self._conduct.preflight and self._is_first_rank and recorder.step == 1:
+            recorder.flush()
+            self._monitor.preflight()
+        if not self._conduct.looks or self.stopped_by:
+            return
+        stops = self._conduct.on_critical == "stop"
+        self._monitor.look("Training stops." if stops else "Training goes on.")
+        if stops and self._is_asked(recorder.step - 1) and any_rank(self._monitor.verdict is not None):
+            self.stopped_by = _ending(self._monitor.verdict)
+            recorder.event("stopped", f"training was stopped by {self.stopped_by}")
 
 
 class Monitor:
@@ -119,16 +177,7 @@ def named(finding: Finding) -> str:
     return f"{finding.rule} since step {finding.first_step}{where}"
 
 
-def any_rank(found: bool, device: torch.device) -> bool:
-    """Return whether any process of the default group found something; all of them have to ask."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return found
-    flag = torch.tensor(float(found), device=device)
-    distributed.all_reduce(flag, distributed.ReduceOp.MAX)
-    return bool(flag.item())
-
-
-def ending(verdict: Finding | None) -> str:
+def _ending(verdict: Finding | None) -> str:
     """Return, for run.json, why gradscope ended a training; None: another rank found something."""
     return f'gradscope (on_critical="stop"): {named(verdict) if verdict else "a finding of another rank"}'
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from torch import distributed
+
+from gradscope.errors import SettingsError
 
 # Not "gradscope": a folder of that name in the current directory would be taken for the package.
 RUNS = "gradscope_runs"
@@ -16,7 +20,16 @@ PATIENCE = timedelta(seconds=60)
 _agreed = 0
 
 
-def new_run(asked: str | Path | None, folder: Path) -> Path:
+def checked_place(run_dir: Any) -> Path | None:
+    """Return where the user wants a run, "~" resolved; SettingsError if it is no path."""
+    if run_dir is None:
+        return None
+    if not isinstance(run_dir, (str, os.PathLike)) or not str(run_dir).strip():
+        raise SettingsError(f"run_dir is {run_dir!r}; give a directory, or None for a new one")
+    return Path(run_dir).expanduser()
+
+
+def new_run(asked: Path | None, folder: Path) -> Path:
     """Return the directory of a new run: as asked for, else a new one in `folder`, named for the time.
 
     A directory that was asked for is the run's own if it is new or empty; if it holds a run, that run is
@@ -24,7 +37,7 @@ def new_run(asked: str | Path | None, folder: Path) -> Path:
     """
     if asked is None:
         return _free(folder / datetime.now().strftime("run-%Y%m%d-%H%M%S"))
-    path = Path(asked)
+    path = asked
     if not path.is_dir() or not any(path.iterdir()):
         return path
     return _free(path if (path / "run.json").exists() else path / "run")

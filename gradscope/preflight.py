@@ -38,6 +38,9 @@ _OPTIMIZERS = {
     "epsilon_fraction",
 }
 
+_LONGEST_WALK = 100  # autograd nodes from the loss back to the output
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 Loss = Callable[[Any, Any], Tensor]
 
 
@@ -63,7 +66,7 @@ def preflight(
         recorder.start()
         try:
             recorder.begin_step()
-            loss = _loss(model, batch, loss_fn)
+            loss, compared = _loss(model, batch, loss_fn)
             recorder.minimised(loss)
             loss.backward()
             recorder.before_update(optimizer)
@@ -74,14 +77,19 @@ def preflight(
     if run is None:
         reason = sink.events[-1].message if sink.events else "nothing was recorded"
         raise GradscopeError(f"preflight could not observe the model: {reason}")
-    return initial_report(run, settings)
+    return initial_report(_with_shapes(run, compared) if compared else run, settings)
 
 
-def _loss(model: nn.Module, batch: Any, loss_fn: Loss | None) -> Tensor:
+def _loss(model: nn.Module, batch: Any, loss_fn: Loss | None) -> tuple[Tensor, Shapes | None]:
+    """Return the loss, and the shapes of output and target if they broadcast in it."""
+    compared = None
     if loss_fn is not None:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise GradscopeError("preflight's batch must be (inputs, targets) where loss_fn is given")
-        loss = loss_fn(model(batch[0]), batch[1])
+        output, target = model(batch[0]), batch[1]
+        loss = loss_fn(output, target)
+        if all(isinstance(item, Tensor) for item in (loss, output, target)):
+            compared = _broadcast(loss, output, target)
     elif hasattr(model, "training_step"):
         with warnings.catch_warnings():
             # self.log() without a Trainer says that it does nothing.
@@ -92,7 +100,29 @@ def _loss(model: nn.Module, batch: Any, loss_fn: Loss | None) -> Tensor:
         raise GradscopeError("preflight needs loss_fn, or a LightningModule with a training_step")
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise GradscopeError("preflight's loss must be one number that depends on trained parameters")
-    return loss
+    return loss, compared
+
+
+def _broadcast(loss: Tensor, output: Tensor, target: Tensor) -> Shapes | None:
+    """Return the shapes of output and target if the loss compared more pairs of entries than either has.
+
+    Shapes that merely differ are none of ours: a loss function may reshape them before it compares.
+    """
+    seen, queue = {output.grad_fn, loss.grad_fn}, [loss.grad_fn]
+    for node in queue:
+        for name in ("_saved_self", "_saved_self_sym_sizes"):
+            kept = getattr(node, name, None)
+            shape = tuple(kept.shape if isinstance(kept, Tensor) else kept or ())
+            if math.prod(shape) > max(output.numel(), target.numel()):
+                return tuple(output.shape), tuple(target.shape)
+        behind = [item for item, _ in getattr(node, "next_functions", ()) if item not in seen]
+        seen.update(behind)
+        queue += behind if len(seen) < _LONGEST_WALK else []
+    return None
+
+
+def _with_shapes(run: Run, compared: Shapes) -> Run:
+    return replace(run, info=replace(run.info, loss={**run.info.loss, "shapes": compared}), _tables={})
 
 
 @contextmanager

@@ -157,14 +157,28 @@ def test_exit_status_goes_by_the_least_severity(
     assert gradscope("check", healthy, "--fail-on", fail_on) == status
 
 
-def test_too_little_to_judge_is_said_but_is_no_finding(
+def test_too_little_to_judge_is_not_clean(
     gradscope: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = save(mlp_run(depth=3, steps=2), tmp_path / "short")
-    assert gradscope("check", path) == 0
-    assert gradscope("check", path, "--format", "json") == 0
-    assert "inconclusive" in capsys.readouterr().out
+    assert gradscope("check", path) == 2
+    error = capsys.readouterr().err
+    assert "inconclusive: too little was recorded" in error
+    assert len(error.splitlines()) == 1
+    assert gradscope("check", path, "--format", "json") == 2
+    assert json.loads(capsys.readouterr().out)["verdict"] == "inconclusive"
+    assert gradscope("check", path, "--allow-inconclusive") == 0
     assert gradscope("report", path) == 0
+
+
+def test_a_healthy_run_of_which_a_part_is_lost_is_not_clean(
+    gradscope: Command, healthy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = Path(shutil.copytree(healthy, tmp_path / "damaged"))
+    (damaged / "events.jsonl").write_text("{broken\n")
+    assert gradscope("check", damaged) == 2
+    assert "a part of the run was not read (events.jsonl" in capsys.readouterr().err
+    assert gradscope("check", damaged, "--allow-inconclusive") == 0
 
 
 def test_a_run_without_a_step_cannot_be_checked_but_can_be_reported(

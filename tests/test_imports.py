@@ -31,6 +31,7 @@ NOUNS = {"columns"}  # as records: anybody may import them
 FRONT_DOORS = {
     "treat",
     "callback",
+    "closing",
     "places",
     "loss_scale",
     "memory",

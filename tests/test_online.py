@@ -110,7 +110,7 @@ def test_a_warning_is_printed_once_and_training_goes_on(
     assert sum(event.kind == "critical" for event in run.events) == (how == "warn")
     said = capsys.readouterr().out
     assert said.count("Training goes on.") == (how == "warn")
-    assert scope._monitor is None
+    assert scope._supervision is None
 
 
 @pytest.mark.parametrize("name", CERTAIN)
@@ -245,6 +245,17 @@ def test_preflight_is_printed_once_and_first(tmp_path: Path, capsys: pytest.Capt
     assert said.count("gradscope preflight") == 1
     loop(tmp_path / "loop", preflight=True, on_critical="ignore", spoil=-1)
     assert capsys.readouterr().out.count("gradscope preflight") == 1
+
+
+def test_an_option_of_no_meaning_is_refused() -> None:
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(SettingsError, match="preflight is 'yes'; give True or False"):
+        GradScope(preflight="yes")  # type: ignore[arg-type]  # that is what is tested
+    with pytest.raises(SettingsError, match="verbose is 1; give True or False"):
+        gradscope.watch(model, optimizer, verbose=1)  # type: ignore[arg-type]  # that is what is tested
+    with pytest.raises(SettingsError, match="run_dir is 5; give a directory"):
+        gradscope.watch(model, optimizer, run_dir=5)  # type: ignore[arg-type]  # that is what is tested
 
 
 def test_looks_grow_apart_geometrically(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

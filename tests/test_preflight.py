@@ -165,3 +165,22 @@ def test_hooks_are_gone_and_gradients_back_if_the_model_fails() -> None:
         gradscope.preflight(model, batch(), nn.CrossEntropyLoss())
     assert not model._forward_hooks
     assert model.weight.grad is None
+
+
+LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "mse": nn.functional.mse_loss,
+    "by hand": lambda output, target: (output - target).square().mean(),
+    "absolute": lambda output, target: (output - target).abs().mean(),
+    "reshaped": lambda output, target: nn.functional.mse_loss(output.flatten(), target),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("name", LOSSES)
+def test_shapes_that_broadcast_in_the_loss_are_seen(name: str) -> None:
+    inputs = torch.randn(16, 3)
+    report = gradscope.preflight(
+        nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1)), (inputs, inputs[:, 0]), LOSSES[name]
+    )
+    found = [finding.message for finding in report.findings if finding.rule == "output-mismatch"]
+    assert found == ([] if name == "reshaped" else ["The loss compares shapes (16, 1) and (16,)."])

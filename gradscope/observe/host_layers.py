@@ -56,7 +56,8 @@ class HostCollector:
             plain = _plain(output)
             if plain is None or not self._outputs.add(owner, plain, reading.limits):
                 return False
-            self._cosines.append(float(mean_cosine(output.detach()[None], reading.rows)))
+            real = output.detach().abs() if output.is_complex() else output.detach()
+            self._cosines.append(float(mean_cosine(real[None], reading.rows)))
             axis = in_memory_order(output).index(axis) if axis is not None and axis < output.dim() else None
             output = plain
         else:

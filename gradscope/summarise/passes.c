@@ -537,7 +537,8 @@ INLINE double square_of(const char *data, int64_t entries, int type) {
 INLINE double mean_cosine(const char *data, int64_t rows, int64_t width, int type) {
     int64_t used = rows < COSINE_ROWS ? rows : COSINE_ROWS, lines = 1, line = width;
     if (width > COSINE_LINES * LINE) lines = COSINE_LINES, line = LINE;
-    double sum[COSINE_LINES * LINE] = {0}, square = 0, number = 0;
+    double sum[COSINE_LINES * LINE], square = 0, number = 0;
+    memset(sum, 0, (size_t)(lines * line) * sizeof(double));
     for (int64_t i = 0; i < used; i++) {
         const char *row = data + i * (rows / used) * width * SIZES[type];
         double length = 0;

@@ -42,7 +42,7 @@ NAME = "attention-collapse"
 def detect(run: Run, settings: Settings) -> Finding | None:
     """Find attention whose entropy has fallen to next to nothing."""
     softmaxes = [layer for layer in run.layers if _weighs_positions(layer)]
-    if not softmaxes and not any(layer.role == "attention" for layer in run.layers):
+    if not softmaxes and not any(layer.role == "attention" or _attends_inside(layer) for layer in run.layers):
         return None
     table = _entropies(run, softmaxes).dropna(axis="columns", how="all")
     require(table.shape[1], "no attention shows its weights (need_weights=False or functional attention)")
@@ -82,6 +82,13 @@ def _weighs_positions(layer: LayerInfo) -> bool:
         and len(layer.output_shape or ()) > 2
         and any(function.startswith(products) for function in layer.functions)
     )
+
+
+def _attends_inside(layer: LayerInfo) -> bool:
+    """Say whether between a layer and those that feed it attention is computed by functions."""
+    softmax = any(name.startswith(("SoftmaxBackward", "SafeSoftmaxBackward")) for name in layer.functions)
+    products = any(name.startswith(("BmmBackward", "MatmulBackward")) for name in layer.functions)
+    return (softmax and products) or any("ScaledDotProduct" in name for name in layer.functions)
 
 
 def _positions(layer: LayerInfo) -> int:

@@ -81,7 +81,22 @@ LAYER_COLUMNS: tuple[Column, ...] = (
         "min",
     ),
     _activation(
+        "cosine",
+        "1",
+        "mean cosine between rows of the output, from 16 of them: between the first sample's tokens where "
+        "the last of three or more axes counts units, else between samples (of long rows, 1,024 entries)",
+        "mean",
+    ),
+    _activation(
         "nonfinite", "entries", "NaN and infinite entries; the other statistics are absent then", "sum"
+    ),
+    Column(
+        "attention_entropy",
+        "fraction",
+        "mean entropy of 64 rows of attention weights over log(positions), where weights show: those that "
+        "MultiheadAttention returns (a mean over its heads) and a softmax module's; masked positions count",
+        "mean",
+        "activation_count",
     ),
     Column("signal_count", "entries", "entries that the signal statistics cover", "sum"),
     _signal(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradscope.columns import LAYER_COLUMNS
 from gradscope.observe.activations import INPUT_LIMITS, RECTIFIERS, limits_of_module, name_of_module
+from gradscope.observe.attention import entropy_share, shown_weights
 from gradscope.observe.dataflow import Dataflow
 from gradscope.observe.host_layers import HostCollector
 from gradscope.observe.layers import describe_layer, unit_axis_of, usual_unit_axis
@@ -31,15 +32,17 @@ _SIGNAL_COLUMNS = [COLUMN[f"signal_{name}"] for name in MAGNITUDES]
 
 @dataclass(frozen=True)
 class LayerStep:
-    """All that was measured of the layers in one step, still on the device, their calls and live units."""
+    """All that was measured of the layers in one step: still on the device, but for calls and live units."""
 
     calls: NDArray[np.float64]
     measured: list[Measured]
     live: Mapping[int, NDArray[np.bool_]]
+    entropies: list[tuple[int, Tensor]]
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors to bring to the host."""
-        return [tensor for item in self.measured for tensor in item.tensors()]
+        measured = [tensor for item in self.measured for tensor in item.tensors()]
+        return measured + [entropy.view(1) for _, entropy in self.entropies]
 
 
 class Flow:
@@ -60,6 +63,7 @@ class Flow:
         self._readings = [_reading_of(module) for module in modules.values()]
         self._host, self._collector = HostCollector(), Collector()
         self._units = LiveUnits(dead_window)
+        self._entropies: list[tuple[int, Tensor]] = []
         self._order: list[int] = []
         self.news = True
         self._calls = [0] * len(self.layers)
@@ -73,6 +77,9 @@ class Flow:
             self._first_call(index, module, output)
         if self.dataflow is not None:
             self.dataflow.returned(index, output)
+        weights = shown_weights(module, output)
+        if weights is not None:
+            self._entropies.append((index, entropy_share(weights)))
 
     def output(self, index: int, tensor: Tensor) -> None:
         """Take a tensor that layer `index` returned."""
@@ -108,6 +115,8 @@ class Flow:
         )
         self._order.append(index)
         self.news = True
+        if shape and len(shape) > 2 and axis == len(shape) - 1:
+            self._readings[index] = self._readings[index]._replace(rows="tokens")
         if self.layers[index].activation in RECTIFIERS and axis is not None:
             self._readings[index] = self._readings[index]._replace(unit_axis=axis)
 
@@ -129,6 +138,7 @@ class Flow:
         self.spent = 0.0
         self._host.take()
         self._collector.take()
+        self._entropies = []
         self._calls = [0] * len(self.layers)
 
     def take(self) -> LayerStep:
@@ -141,7 +151,8 @@ class Flow:
             ]
         self._calls = [0] * len(self.layers)
         measured, live = self._host.take()
-        return LayerStep(calls, measured + self._collector.take(), live)
+        entropies, self._entropies = self._entropies, []
+        return LayerStep(calls, measured + self._collector.take(), live, entropies)
 
     def learn(self, dataflow: Dataflow) -> None:
         """Take from one step's graph which layers feed which, and which activations modules don't show."""
@@ -154,7 +165,7 @@ class Flow:
                 layer = replace(layer, inputs=inputs, functions=tuple(path.functions))
             if layer.activation is None and index in activations:
                 layer = replace(layer, activation=activations[index])
-                self._readings[index] = _reading_before(layer)
+                self._readings[index] = _reading_before(layer)._replace(rows=self._readings[index].rows)
             self.layers[index] = layer
 
     def named(self, loss: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,6 +191,11 @@ class Flow:
             table[:, COLUMN["activation_saturated_fraction"]] = shares[0]
         broken = table[:, COLUMN["activation_nonfinite"]] > 0
         table[broken, COLUMN["activation_saturated_fraction"]] = np.nan
+        table[:, COLUMN["activation_cosine"]] = _mean_cosines(parts, len(table))
+        table[broken, COLUMN["activation_cosine"]] = np.nan
+        values = [float(array[0]) for array in arrays[len(arrays) - len(step.entropies) :]]
+        owners = np.array([owner for owner, _ in step.entropies], np.intp)
+        table[:, COLUMN["attention_entropy"]] = _means(owners, np.ones(len(owners)), values, len(table))
         self._count_dead(table, parts, step.live)
         return table
 
@@ -202,6 +218,7 @@ class _Part:
     table: NDArray[np.float64]
     saturated: Any
     live: Any
+    cosine: Any
 
 
 def _unpack(step: LayerStep, arrays: Sequence[NDArray[Any]]) -> list[_Part]:
@@ -212,6 +229,7 @@ def _unpack(step: LayerStep, arrays: Sequence[NDArray[Any]]) -> list[_Part]:
             next(following),
             next(following) if item.saturated is not None else None,
             next(following) if item.live is not None else None,
+            next(following) if item.cosine is not None else None,
         )
         for item in step.measured
     ]
@@ -223,6 +241,25 @@ def _merged(
     owners = np.array([owner for part in parts for owner in part.item.owners], np.intp)
     counts = np.array([entries for part in parts for entries in part.item.entries], np.float64)
     return merge_calls(np.concatenate(tables, 1), counts, owners, size)
+
+
+def _mean_cosines(parts: Sequence[_Part], size: int) -> NDArray[np.float64]:
+    """Return each layer's cosine: the mean over its calls that had two rows, weighted by their entries."""
+    parts = [part for part in parts if part.cosine is not None]
+    owners = np.array([owner for part in parts for owner in part.item.owners], np.intp)
+    counts = np.array([entries for part in parts for entries in part.item.entries], np.float64)
+    cosines = np.concatenate([part.cosine for part in parts]) if parts else np.zeros(0)
+    return _means(owners, counts, cosines, size)
+
+
+def _means(owners: NDArray[np.intp], weights: Any, values: Any, size: int) -> NDArray[np.float64]:
+    """Return each owner's weighted mean of the values that are there: (size,)."""
+    values = np.asarray(values, np.float64)
+    known = ~np.isnan(values)
+    total = np.bincount(owners[known], (weights * values)[known], size)
+    weight = np.bincount(owners[known], weights[known], size)
+    means: NDArray[np.float64] = np.divide(total, weight, out=np.full(size, np.nan), where=weight > 0)
+    return means
 
 
 def _reading_of(module: nn.Module) -> Reading:

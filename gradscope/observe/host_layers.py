@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscope.observe.reading import Measured, Reading
+from gradscope.summarise import mean_cosine
 from gradscope.summarise.host import (
     INSIDE,
     MAGNITUDES_WANTED,
@@ -18,6 +21,7 @@ from gradscope.summarise.host import (
     Ledger,
     Marks,
     absmax,
+    cosine_in_place,
     in_memory_order,
     is_compiled,
     is_plain,
@@ -31,6 +35,7 @@ class HostCollector:
     def __init__(self) -> None:
         self._outputs, self._signals = Ledger(MOMENTS_WANTED), Ledger(MAGNITUDES_WANTED)
         self._live = Marks()
+        self._cosines: list[float] = []
         self._compiled = is_compiled()
 
     def add_signal(self, owner: int, gradient: Tensor) -> bool:
@@ -51,8 +56,13 @@ class HostCollector:
             plain = _plain(output)
             if plain is None or not self._outputs.add(owner, plain, reading.limits):
                 return False
+            real = output.detach().abs() if output.is_complex() else output.detach()
+            self._cosines.append(float(mean_cosine(real[None], reading.rows)))
             axis = in_memory_order(output).index(axis) if axis is not None and axis < output.dim() else None
             output = plain
+        else:
+            cosine = cosine_in_place(output, reading.rows)
+            self._cosines.append(math.nan if cosine is None else cosine)
         if axis is not None and axis < output.dim():
             self._live.add(owner, output, axis)
         return True
@@ -64,7 +74,8 @@ class HostCollector:
             owners, entries, results = self._outputs.take()
             saturated = torch.from_numpy(1.0 - results[INSIDE])
             table = torch.from_numpy(results[: NONFINITE + 1])
-            measured.append(Measured(False, owners, entries, table, saturated))
+            cosine, self._cosines = torch.tensor(self._cosines, dtype=torch.float64), []
+            measured.append(Measured(False, owners, entries, table, saturated, cosine=cosine))
         if len(self._signals):
             owners, entries, results = self._signals.take()
             table = torch.from_numpy(

@@ -8,17 +8,20 @@ from typing import NamedTuple
 from torch import Tensor
 
 from gradscope.observe.activations import Limits
+from gradscope.summarise import Between
 
 
 class Reading(NamedTuple):
     """What is read of a layer's tensors: the moments of an output, or the magnitudes of a signal.
 
-    limits: between which an entry is not saturated; unit_axis: of a rectifier, whose live units are wanted.
+    limits: between which an entry is not saturated; unit_axis: of a rectifier, whose live units are wanted;
+    rows: between what the cosine is measured.
     """
 
     signal: bool = False
     limits: Limits | None = None
     unit_axis: int | None = None
+    rows: Between = "samples"
 
 
 OUTPUT, SIGNAL = Reading(), Reading(signal=True)
@@ -29,7 +32,8 @@ class Measured:
     """Statistics of some calls, still on the device: one column a call.
 
     owners: the layer of each call; entries: of each call's tensor; table: (MOMENTS or MAGNITUDES, calls);
-    saturated: (calls,), NaN where that means nothing; live: (calls, units), bool.
+    saturated: (calls,), NaN where that means nothing; live: (calls, units), bool;
+    cosine: (calls,), between rows of the output, NaN where there are no two.
     """
 
     signal: bool
@@ -38,7 +42,8 @@ class Measured:
     table: Tensor
     saturated: Tensor | None = None
     live: Tensor | None = None
+    cosine: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors to bring to the host."""
-        return [item for item in (self.table, self.saturated, self.live) if item is not None]
+        return [item for item in (self.table, self.saturated, self.live, self.cosine) if item is not None]

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from gradscope.observe.reading import Measured, Reading
-from gradscope.summarise import count_between, dense_entries, live_units, magnitudes_of_rows, moments_of_rows
+from gradscope.summarise import (
+    count_between,
+    dense_entries,
+    live_units,
+    magnitudes_of_rows,
+    mean_cosine,
+    moments_of_rows,
+)
 
 # A tensor of at most this many entries is copied; that is cheaper than the operations that summarise it.
 SMALL = 16384
@@ -88,4 +95,5 @@ def _measure(reading: Reading, owners: list[int], stack: Tensor) -> Measured:
     entries = [matrix.shape[1]] * len(owners)
     saturated = 1.0 - count_between(matrix, *reading.limits) if reading.limits else None
     live = live_units(stack, reading.unit_axis) if reading.unit_axis is not None else None
-    return Measured(reading.signal, owners, entries, table, saturated, live)
+    cosine = None if reading.signal else mean_cosine(stack, reading.rows)
+    return Measured(reading.signal, owners, entries, table, saturated, live, cosine)

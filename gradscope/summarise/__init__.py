@@ -1,5 +1,6 @@
 """Pure statistics: from tensors to a few numbers, kept on the device until they are packed."""
 
+from gradscope.summarise.cosine import Between, mean_cosine
 from gradscope.summarise.entries import dense_entries, real_entries, stored_entries, stored_size
 from gradscope.summarise.merge import MAGNITUDES, MOMENTS, merge_calls
 from gradscope.summarise.rows import (
@@ -15,10 +16,12 @@ from gradscope.summarise.rows import (
 __all__ = [
     "MAGNITUDES",
     "MOMENTS",
+    "Between",
     "count_between",
     "dense_entries",
     "live_units",
     "magnitudes_of_rows",
+    "mean_cosine",
     "merge_calls",
     "moments_of_padded",
     "moments_of_rows",

@@ -25,3 +25,6 @@ def change(jobs: int, results: int, count: int, /) -> None:
 
 def mark_live(tensor: Any, axis: int, units: int, live: int, /) -> bool:
     """Mark the units that are above zero anywhere; return whether the axis counts so many units."""
+
+def cosine(tensor: Any, groups: int, width: int, /) -> float | None:
+    """Return the mean cosine between the rows of the first group; None if it can't be read in place."""

@@ -34,6 +34,9 @@ enum { MEAN, STD, RMS, LOW, HIGH, ZERO_SHARE, NONFINITE, INSIDE_SHARE, RESULT };
 
 #define LINE 16
 #define LANES 32
+/* Of an output so many rows, and of a long row so many lines, tell how alike rows are. */
+#define COSINE_ROWS 16
+#define COSINE_LINES 64
 #define BLOCK 2048
 /* Threads share so many entries or more, in pieces: waking one costs as much as reading 50,000. */
 #define SHARED (1 << 18)
@@ -518,9 +521,61 @@ static PyObject *mark_live(PyObject *module, PyObject *const *arguments, Py_ssiz
     return Py_NewRef(Py_True);
 }
 
+INLINE double square_of(const char *data, int64_t entries, int type) {
+    double lanes[8] = {0}, total = 0;
+    int64_t whole = entries - entries % 8;
+    for (int64_t i = 0; i < whole; i += 8)
+        for (int j = 0; j < 8; j++) lanes[j] += double_at(data, i + j, type) * double_at(data, i + j, type);
+    for (int64_t i = whole; i < entries; i++) total += double_at(data, i, type) * double_at(data, i, type);
+    for (int j = 0; j < 8; j++) total += lanes[j];
+    return total;
+}
+
+/* Return the mean cosine between different rows of one length, of which COSINE_ROWS are read, evenly spread, and of
+ * long rows COSINE_LINES lines: (|sum of normalised rows|^2 - n) / (n (n - 1)). NaN for fewer than two rows that are
+ * neither zero nor non-finite. */
+INLINE double mean_cosine(const char *data, int64_t rows, int64_t width, int type) {
+    int64_t used = rows < COSINE_ROWS ? rows : COSINE_ROWS, lines = 1, line = width;
+    if (width > COSINE_LINES * LINE) lines = COSINE_LINES, line = LINE;
+    double sum[COSINE_LINES * LINE], square = 0, number = 0;
+    memset(sum, 0, (size_t)(lines * line) * sizeof(double));
+    for (int64_t i = 0; i < used; i++) {
+        const char *row = data + i * (rows / used) * width * SIZES[type];
+        double length = 0;
+        for (int64_t j = 0; j < lines; j++)
+            length += square_of(row + j * (width / lines) * SIZES[type], line, type);
+        if (length == 0) continue;
+        if (!isfinite(length)) return NAN;
+        double scale = 1 / sqrt(length);
+        for (int64_t j = 0; j < lines; j++)
+            for (int64_t k = 0; k < line; k++)
+                sum[j * line + k] += scale * double_at(row, j * (width / lines) + k, type);
+        number += 1;
+    }
+    for (int64_t k = 0; k < lines * line; k++) square += sum[k] * sum[k];
+    return number > 1 ? fmin(1, fmax(-1, (square - number) / (number * (number - 1)))) : NAN;
+}
+
+VECTORISED static double cosine_of(const char *data, int64_t rows, int64_t width, int type) {
+    if (type == FLOAT32) return mean_cosine(data, rows, width, FLOAT32);
+    return type == FLOAT64 ? mean_cosine(data, rows, width, FLOAT64) : mean_cosine(data, rows, width, BFLOAT16);
+}
+
+/* cosine(tensor, groups, width): mean cosine between the rows, of `width` entries, of the first of so many equal
+ * groups; None if the tensor can't be read in place. */
+static PyObject *cosine(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    if (given != 3) return PyErr_Format(PyExc_TypeError, "cosine takes 3 arguments");
+    Tensor tensor = {NULL, 0, 0};
+    int64_t groups = PyLong_AsLongLong(arguments[1]), width = PyLong_AsLongLong(arguments[2]);
+    int fits = PyErr_Occurred() ? -1 : look_at(arguments[0], &tensor);
+    if (fits < 0) return NULL;
+    if (!fits) return Py_NewRef(Py_None);
+    return PyFloat_FromDouble(cosine_of(tensor.data, tensor.entries / (groups * width), width, tensor.type));
+}
+
 #define METHOD(NAME) {#NAME, (PyCFunction)(void (*)(void))NAME, METH_FASTCALL, NULL}
 static PyMethodDef METHODS[] = {METHOD(know), METHOD(use_team), METHOD(measure), METHOD(point), METHOD(measure_jobs), METHOD(keep), METHOD(change),
-                                METHOD(mark_live),   {NULL, NULL, 0, NULL}};
+                                METHOD(mark_live),   METHOD(cosine), {NULL, NULL, 0, NULL}};
 static PyModuleDef_Slot SLOTS[] = {{0, NULL}};
 static PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_passes", NULL, 0, METHODS, SLOTS, NULL, NULL, NULL};
 

@@ -255,7 +255,7 @@ def _attention(entropy: float) -> Run:
 
 def _cosines(first: float) -> Run:
     run = of_layer(mlp_run(loss=stuck), "net.0", activation_cosine=first)
-    return of_layer(run, "net.16", activation_cosine=0.99)
+    return of_layer(run, "net.16", activation_cosine=0.9999)
 
 
 CASES: dict[str, Case] = {
@@ -269,7 +269,7 @@ CASES: dict[str, Case] = {
     "dead-units": _dead_units(),
     "saturated-activation": _saturated(),
     "attention-collapse": Case(_attention(0.01), _attention(0.4), ("net.4",)),
-    "rank-collapse": Case(_cosines(0.3), _cosines(0.97), ("net.16",)),
+    "rank-collapse": Case(_cosines(0.3), _cosines(0.9995), ("net.16",)),
     "poor-initialization": _poor_initialization(),
     "symmetric-weights": _symmetric(),
     "unscaled-input": _unscaled_input(),

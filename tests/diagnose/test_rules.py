@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gradscope.diagnose import RULES, diagnose
 from gradscope.records import RULE_NAMES, Finding, Run
 from gradscope.settings import Settings
-from tests.diagnose.cases import CASES, Case, fading, of_parameter, stuck, trains
+from tests.diagnose.cases import CASES, Case, fading, of_layer, of_parameter, stuck, trains
 from tests.runs import mlp_run
 
 BY_NAME = {rule.name: rule for rule in RULES}
@@ -199,3 +199,22 @@ def test_loss_scatter_alone_is_no_divergence(chunk: float) -> None:
     noise = random.standard_normal(100)
     run = mlp_run(loss=lambda step: 1.0 + 0.3 * noise[step] + chunk * 0 if chunk == chunk else 1.0)
     assert check("loss-divergence", run) is None
+
+
+@pytest.mark.parametrize(
+    ("first", "final", "severity"),
+    [
+        (0.3, 1.08, "critical"),
+        (0.3, 0.7, "warning"),
+        (0.3, 0.38, "note"),
+        (0.3, 0.02, ""),
+        (0.9999998, 1.08, ""),
+    ],
+)
+def test_rank_collapse_weighs_what_the_loss_did_and_how_alike_inputs_were(
+    first: float, final: float, severity: str
+) -> None:
+    run = mlp_run(loss=lambda step: 1.1 + (final - 1.1) * min(1.0, step / 20))
+    run = of_layer(of_layer(run, "net.0", activation_cosine=first), "net.16", activation_cosine=1 - 1e-7)
+    found = check("rank-collapse", run)
+    assert (found.severity if found else "") == severity

@@ -2,8 +2,9 @@
 
 What it finds
 An entropy of the attention weights under 5 % of the largest possible (log of the number of positions),
-over several recorded steps. Of a softmax module it is bounded from the mean square of its outputs (Rényi's
-entropy of order 2).
+over several recorded steps. It is measured where the weights show: where MultiheadAttention returns them, and
+of softmax modules; of a run without that column it is bounded from the mean square of a softmax module's
+outputs (Rényi's entropy of order 2). Fused attention, which keeps its weights to itself, is not checked.
 
 Why it hurts
 Softmax is saturated there: queries and keys get next to no gradient, and training turns unstable.
@@ -41,10 +42,10 @@ NAME = "attention-collapse"
 def detect(run: Run, settings: Settings) -> Finding | None:
     """Find attention whose entropy has fallen to next to nothing."""
     softmaxes = [layer for layer in run.layers if _weighs_positions(layer)]
-    if not softmaxes and not any(layer.role == "attention" for layer in run.layers):
+    if not softmaxes and not any(layer.role == "attention" or _attends_inside(layer) for layer in run.layers):
         return None
     table = _entropies(run, softmaxes).dropna(axis="columns", how="all")
-    require(table.shape[1], "the attention weights' entropy was not recorded")
+    require(table.shape[1], "no attention shows its weights (need_weights=False or functional attention)")
     require_steps(run, settings.patience)
     stretches = {
         str(name): longest_stretch(table[name].to_numpy() < settings.entropy_share, run, settings.patience)
@@ -83,6 +84,13 @@ def _weighs_positions(layer: LayerInfo) -> bool:
     )
 
 
+def _attends_inside(layer: LayerInfo) -> bool:
+    """Say whether between a layer and those that feed it attention is computed by functions."""
+    softmax = any(name.startswith(("SoftmaxBackward", "SafeSoftmaxBackward")) for name in layer.functions)
+    products = any(name.startswith(("BmmBackward", "MatmulBackward")) for name in layer.functions)
+    return (softmax and products) or any("ScaledDotProduct" in name for name in layer.functions)
+
+
 def _positions(layer: LayerInfo) -> int:
     axis = int(layer.options.get("dim") or -1)
     shape = layer.output_shape or ()
@@ -93,8 +101,12 @@ def _entropies(run: Run, softmaxes: list[LayerInfo]) -> pd.DataFrame:
     """Return each attention's entropy as a share of the largest, a lower bound of it for softmax modules."""
     table = run.layer_table("attention_entropy").copy()
     sizes = run.layer_table("activation_rms")
+    attention = [layer.name for layer in run.layers if layer.role == "attention"]
+    weighing = {*attention, *(layer.name for layer in softmaxes)}
     for layer in softmaxes:
+        measured = table[layer.name].to_numpy() if layer.name in table.columns else None
         positions = _positions(layer)
         concentration = positions * sizes[layer.name].to_numpy() ** 2  # sum of squared weights
-        table[layer.name] = -log(np.minimum(concentration, 1.0)) / math.log(positions)
-    return table
+        bound = -log(np.minimum(concentration, 1.0)) / math.log(positions)
+        table[layer.name] = bound if measured is None else np.where(np.isnan(measured), bound, measured)
+    return table[[name for name in table.columns if name in weighing]]

@@ -21,7 +21,7 @@ from gradscope.columns import LAYER_COLUMNS, PARAMETER_COLUMNS
 from gradscope.observe.budget import Budget
 from gradscope.observe.dataflow import Dataflow
 from gradscope.observe.flow import Flow, LayerStep
-from gradscope.observe.layers import describe_layer, watched_modules
+from gradscope.observe.layers import describe_layer, is_scripted, watched_modules
 from gradscope.observe.packing import Parcel
 from gradscope.observe.parameters import (
     describe_optimizers,
@@ -137,6 +137,9 @@ class Recorder:
                     stacklevel=2,
                 )
             self._parameters, _ = named_parameters(self._model)
+            self._known = {id(parameter) for parameter in self._parameters.values()}
+            for optimizer in self._optimizers:
+                self._known.update(map(id, _updated(optimizer)))
             self._averaged = averaged_over(self._model)
             self._lazy = any(is_lazy(parameter) for parameter in self._parameters.values())
             self.info = self._describe()
@@ -148,6 +151,8 @@ class Recorder:
             self._probes = Probes(self._model, self._modules, self._flow)
             self._sink.begin(self.info)
             self._ended = perf_counter()
+            if any(map(is_scripted, self._model.modules())):
+                self.event("not-observable", "modules that torch.jit compiled take no hooks: none is watched")
             if hides_parameters(self._model):
                 self.event("not-observable", "FSDP hides the parameters; wrap with use_orig_params=True")
 
@@ -194,6 +199,7 @@ class Recorder:
             started = perf_counter()
             with _guard(self):
                 self._rates.update(_rates(self._optimizers))
+                self._say_what_is_new(optimizer)
                 if self._lazy:
                     self._lazy, self.info = False, self._describe_again()
                 self._weights.before_update(optimizer, scale)
@@ -203,6 +209,17 @@ class Recorder:
                         for row, item in self._shards
                     ]
             self.spent += perf_counter() - started
+
+    def _say_what_is_new(self, optimizer: Optimizer) -> None:
+        """Say that parameters were added to a model that is being watched: nothing is known of them."""
+        parameters = _updated(optimizer)
+        new = len(parameters) - sum(id(parameter) in self._known for parameter in parameters)
+        if new:
+            self._known.update(map(id, parameters))
+            self.event(
+                "not-observable",
+                f"the model changed: {new} parameters are new, and not recorded; watch it anew",
+            )
 
     def has_read(self, optimizer: Optimizer) -> bool:
         """Return whether `before_update` was called for an optimizer that hasn't made its update yet."""
@@ -427,6 +444,10 @@ class _guard:
             self._recorder.failed(error)
             return True
         return False
+
+
+def _updated(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _rates(optimizers: Sequence[Optimizer]) -> dict[str, float | Tensor]:

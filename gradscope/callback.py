@@ -76,7 +76,8 @@ class Observation:
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin the run: the model, its optimizers and the place for the run are known by now."""
         optimizers = [getattr(item, "optimizer", item) for item in trainer.optimizers]
-        self.run_path = Path(trainer.strategy.broadcast(str(self._place(trainer))))
+        place = str(self._place(trainer)) if trainer.is_global_zero else ""
+        self.run_path = Path(trainer.strategy.broadcast(place))
         writer = RunWriter(self.run_path, rank=trainer.global_rank, settings=self._settings)
         self._supervision = Supervision(
             writer, self.run_path, self._settings, self._conduct, trainer.is_global_zero

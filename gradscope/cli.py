@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -23,7 +23,19 @@ if TYPE_CHECKING:
 CLEAN, FOUND, FAILED = 0, 1, 2
 INTERRUPTED = 130  # as a shell reports Ctrl-C
 
-_run_argument = click.argument("run", type=click.Path(path_type=Path))
+
+class _RunPath(click.Path):
+    """A path of a run; an empty one, as of a variable that a script forgot to set, is not "here"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, or fail if it is empty."""
+        if not str(value).strip():
+            self.fail("it is empty; give the directory of a run", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_run_path = _RunPath(path_type=Path)
+_run_argument = click.argument("run", type=_run_path)
 
 
 def main() -> NoReturn:
@@ -217,7 +229,7 @@ def rules(name: str | None, as_markdown: bool) -> int:
 
 
 @gradscope.command()
-@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True, type=_run_path)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The page; comparison.html if not given."
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -69,6 +72,8 @@ def watch(
         raise GradscopeError(
             f"watch needs a torch optimizer, or a list of them; got {type(optimizer).__name__}"
         )
+    if scaler is not None and not hasattr(scaler, "get_scale"):
+        raise GradscopeError(f"scaler is {scaler!r}; give the GradScaler of the loop, or None")
     unknown = set(settings) - set(Settings.__dataclass_fields__)
     if unknown:
         raise GradscopeError(f"watch knows no option {sorted(unknown)[0]!r}; see gradscope.Settings for all")
@@ -100,6 +105,9 @@ class Watch:
         self.run_path: Path | None = None
 
     def __enter__(self) -> Watch:
+        if self._recorder is not None:
+            raise GradscopeError("this watch has begun already; call gradscope.watch for another")
+        self.stopped_by, self._updates, self._steps = "", 0, 0
         self.run_path, self._rank = agreed(lambda: new_run(self._run_dir, Path(RUNS)))
         writer = RunWriter(self.run_path, self._rank, self._settings)
         self._supervision = Supervision(
@@ -245,11 +253,16 @@ def _observed(closure: Callable[[], Any], observe: Callable[[], None]) -> Callab
 
 def _one_number(loss: Any) -> Tensor | float | None:
     """Return the loss without its graph; GradscopeError if it isn't one number."""
-    if isinstance(loss, Tensor) and loss.numel() == 1:
+    if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
         return loss.detach().reshape(()).clone()
-    if loss is None or (isinstance(loss, (int, float)) and not isinstance(loss, bool)):
-        return loss
-    got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    if loss is None:
+        return None
+    if isinstance(loss, Real) and loss is not True and loss is not False:
+        with suppress(OverflowError):
+            return float(loss)
+        return math.inf  # an integer beyond the largest float
+    of = " of complex numbers" if isinstance(loss, Tensor) and loss.is_complex() else ""
+    got = f"a tensor of shape {tuple(loss.shape)}{of}" if isinstance(loss, Tensor) else type(loss).__name__
     raise GradscopeError(f"scope.step takes the loss as one number; got {got}")
 
 

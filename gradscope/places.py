@@ -33,23 +33,35 @@ def new_run(asked: Path | None, folder: Path) -> Path:
     """Return the directory of a new run: as asked for, else a new one in `folder`, named for the time.
 
     A directory that was asked for is the run's own if it is new or empty; if it holds a run, that run is
-    kept and the new one goes beside it, numbered; if it holds other things, the run is put into it.
+    kept and the new one goes beside it, numbered; if it holds other things, the run is put into it. It is
+    taken at once, so that no other process takes it, too; one that can't be written is returned as it is.
     """
-    if asked is None:
-        return _free(folder / datetime.now().strftime("run-%Y%m%d-%H%M%S"))
-    path = asked
-    if not path.is_dir() or not any(path.iterdir()):
-        return path
-    return _free(path if (path / "run.json").exists() else path / "run")
-
-
-def _free(path: Path) -> Path:
-    """Return the path, numbered if it is taken."""
+    path = asked or folder / datetime.now().strftime("run-%Y%m%d-%H%M%S")
+    path = path.absolute()  # the program may go to another directory while it trains
+    if path.is_dir() and any(path.iterdir()) and not (path / "run.json").exists() and asked:
+        path = path / "run"
     candidate, number = path, 1
-    while candidate.exists():
+    while not _taken(candidate):
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate
+
+
+def _taken(path: Path) -> bool:
+    """Take a directory for a run if it is new or empty; return whether the run can go there.
+
+    Of several processes that try, only one can make the folder of journals.
+    """
+    try:
+        if path.is_dir() and any(path.iterdir()):
+            return False
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "live").mkdir()
+    except FileExistsError:
+        return not path.is_dir()
+    except OSError:
+        return True  # the writer will say what is wrong with it
+    return True
 
 
 def is_distributed() -> bool:

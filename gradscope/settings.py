@@ -143,16 +143,18 @@ class Settings:
             raise SettingsError(f"overhead_budget is {budget!r}; give a share of the time, such as 0.02")
         if not isinstance(self.layers, tuple) or not all(isinstance(name, str) for name in self.layers):
             raise SettingsError(f'layers is {self.layers!r}; give a list of name patterns, such as ["net.*"]')
-        for name in (
-            "dense_steps",
-            "steps_per_doubling",
-            "longest_interval",
-            "update_sample",
-            "segment_steps",
+        for item in fields(self):
+            self._check_number(item.name, item.default)
+
+    def _check_number(self, name: str, default: Any) -> None:
+        """Reject what is no number of the kind that the default is."""
+        value = getattr(self, name)
+        if isinstance(default, int) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise SettingsError(f"{name} is {value!r}; give a whole number of at least 1")
+        if isinstance(default, float) and (
+            isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SettingsError(f"{name} is {value!r}; give a whole number of at least 1")
+            raise SettingsError(f"{name} is {value!r}; give a number of at least 0")
 
     def as_dict(self) -> dict[str, Any]:
         """Return all settings by name, for run.json."""

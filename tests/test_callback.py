@@ -375,3 +375,15 @@ def test_all_steps_are_counted_also_those_not_recorded(tmp_path: Path) -> None:
     fit(package, tmp_path, scope)
     assert run_of(scope).steps["step"].tolist() == [0, 4, 8]
     assert run_of(scope).info.training["steps"] == 10
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`")
+def test_a_batch_that_is_left_out_is_no_nan(tmp_path: Path) -> None:
+    package, GradScope = PACKAGES["pytorch_lightning"]
+
+    def training_step(self: Any, batch: list[Tensor], index: int) -> Tensor | None:
+        return self.loss(self.net(batch[0]), batch[1]) if index % 2 == 0 else None
+
+    scope = GradScope(str(tmp_path / "run"), every_n_steps=1, verbose=False)
+    fit(package, tmp_path, scope, module(package, training_step=training_step), max_epochs=4)
+    assert "non-finite" not in [finding.rule for finding in gradscope.examine(run_of(scope)).findings]

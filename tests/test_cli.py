@@ -190,6 +190,25 @@ def test_a_run_without_a_step_cannot_be_checked_but_can_be_reported(
     assert gradscope("report", path) == 0
 
 
+@pytest.mark.parametrize("command", ["check", "report", "export"])
+def test_an_empty_name_is_not_taken_for_here(
+    gradscope: Command, command: str, healthy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(healthy)
+    assert gradscope(command, "") == 2
+
+
+def test_rules_are_explained_where_python_drops_docstrings() -> None:
+    done = subprocess.run(
+        [sys.executable, "-OO", "-m", "gradscope", "rules", "dead-units"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert "What it finds" in done.stdout
+
+
 def test_compare_puts_runs_side_by_side(
     gradscope: Command, ailing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

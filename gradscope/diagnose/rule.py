@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -49,8 +51,16 @@ def require(condition: object, reason: str) -> None:
 
 def rule_of(module: ModuleType, online: bool = False) -> Rule:
     """Make the rule that a module of rules/ holds: its NAME, its `detect` and its docstring."""
-    summary, documentation = _parse(module.__doc__ or "")
+    summary, documentation = _parse(module.__doc__ or _docstring_of_source(module))
     return Rule(module.NAME, module.detect, summary, documentation, online)
+
+
+def _docstring_of_source(module: ModuleType) -> str:
+    """Return what `python -OO` drops; "" where there is no source either."""
+    try:
+        return ast.get_docstring(ast.parse(inspect.getsource(module))) or ""
+    except OSError:
+        return ""
 
 
 def markdown(rules: tuple[Rule, ...]) -> str:

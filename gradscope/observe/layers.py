@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -90,13 +91,14 @@ def watched_modules(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str,
 
     A module without children is a leaf; so is attention. Without patterns all leaves are watched; with them,
     the modules whose name matches one, leaf or not. Containers that never run a forward of their own
-    (ModuleList, ModuleDict) and loss and metric modules outside the patterns stay out.
+    (ModuleList, ModuleDict) and loss and metric modules outside the patterns stay out. So do scripted and
+    traced modules: they take no hooks.
     """
     if patterns:
         return {
             name: module
             for name, module in named_modules(model)
-            if name and any(fnmatchcase(name, pattern) for pattern in patterns)
+            if name and any(fnmatchcase(name, pattern) for pattern in patterns) and not is_scripted(module)
         }
     chosen: dict[str, nn.Module] = {}
     _walk(unwrapped(model), "", chosen, set())
@@ -104,7 +106,7 @@ def watched_modules(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str,
 
 
 def _walk(module: nn.Module, name: str, chosen: dict[str, nn.Module], seen: set[int]) -> None:
-    if id(module) in seen:
+    if id(module) in seen or is_scripted(module):
         return
     seen.add(id(module))
     children = [(key, child) for key, child in named_children(module) if not _is_parametrization(key)]
@@ -114,6 +116,11 @@ def _walk(module: nn.Module, name: str, chosen: dict[str, nn.Module], seen: set[
         return
     for key, child in children:
         _walk(child, f"{name}.{key}" if name else key, chosen, seen)
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Say whether torch.jit runs a module."""
+    return isinstance(module, (torch.jit.ScriptModule, torch.jit.ScriptFunction))
 
 
 def _is_parametrization(key: str) -> bool:

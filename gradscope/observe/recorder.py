@@ -18,7 +18,7 @@ from gradscope.observe.budget import Budget
 from gradscope.observe.dataflow import Dataflow
 from gradscope.observe.description import Description
 from gradscope.observe.flow import Flow, LayerStep
-from gradscope.observe.layers import watched_modules
+from gradscope.observe.layers import is_scripted, watched_modules
 from gradscope.observe.packing import Parcel
 from gradscope.observe.parameters import mean_of_shard
 from gradscope.observe.pieces import ParameterStep, Piece, norms_of_step
@@ -128,9 +128,14 @@ class Recorder:
             self._description, self._shards = known, known.sharded()
             self._flow = Flow(self._model, modules, known.info.layers, self.settings.dead_window, self.failed)
             self._weights = ParameterProbe(known.parameters, self.settings.update_sample)
+            self._known = {id(parameter) for parameter in known.parameters.values()}
+            for optimizer in self._optimizers:
+                self._known.update(map(id, _updated(optimizer)))
             self._probes = Probes(self._model, modules, self._flow)
             self._sink.begin(known.info)
             self._ended = perf_counter()
+            if any(map(is_scripted, self._model.modules())):
+                self.event("not-observable", "modules that torch.jit compiled take no hooks: none is watched")
             if hides_parameters(self._model):
                 self.event("not-observable", "FSDP hides the parameters; wrap with use_orig_params=True")
 
@@ -177,6 +182,7 @@ class Recorder:
             started = perf_counter()
             with _guard(self):
                 self._rates.update(_rates(self._optimizers))
+                self._say_what_is_new(optimizer)
                 self._description.materialise()
                 self._weights.before_update(optimizer, scale)
                 if self._shards and not self._means:
@@ -185,6 +191,17 @@ class Recorder:
                         for row, item in self._shards
                     ]
             self.spent += perf_counter() - started
+
+    def _say_what_is_new(self, optimizer: Optimizer) -> None:
+        """Say that parameters were added to a model that is being watched: nothing is known of them."""
+        parameters = _updated(optimizer)
+        new = len(parameters) - sum(id(parameter) in self._known for parameter in parameters)
+        if new:
+            self._known.update(map(id, parameters))
+            self.event(
+                "not-observable",
+                f"the model changed: {new} parameters are new, and not recorded; watch it anew",
+            )
 
     def has_read(self, optimizer: Optimizer) -> bool:
         """Return whether `before_update` was called for an optimizer that hasn't made its update yet."""
@@ -333,6 +350,10 @@ class _guard:
             self._recorder.failed(error)
             return True
         return False
+
+
+def _updated(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _rates(optimizers: Sequence[Optimizer]) -> dict[str, float | Tensor]:

@@ -100,7 +100,7 @@ def _harmful_rows(run: Run) -> np.ndarray:
     skipped = column(run, "skipped") == 1
     bad_gradient = (run.parameter_table("gradient_nonfinite").to_numpy() > 0).any(axis=1) | np.isinf(norm)
     bad_weight = (run.parameter_table("weight_nonfinite").to_numpy() > 0).any(axis=1)
-    bad_loss = np.isinf(loss) | (np.isnan(loss) & _recorded(run, "loss"))
+    bad_loss = np.isinf(loss) | (np.isnan(loss) & _recorded(run, "loss") & ~_without_loss(run))
     return np.asarray((bad_loss | bad_gradient) & ~skipped | bad_weight)
 
 
@@ -109,6 +109,13 @@ def _recorded(run: Run, name: str) -> np.ndarray:
     values = column(run, name)
     bad = (run.layer_table("activation_nonfinite").to_numpy() > 0).any(axis=1)
     return np.asarray(bad | np.isfinite(values).any())
+
+
+def _without_loss(run: Run) -> np.ndarray:
+    """Say in which rows there was no loss at all: a training_step may return None, and nothing flows back."""
+    unmeasured = run.parameter_table("gradient_norm").isna().to_numpy().all(axis=1)
+    missing = (run.parameter_table("gradient_missing").to_numpy() == 1).any(axis=1)
+    return np.asarray(unmeasured & missing)
 
 
 def _first_step(run: Run, harmful: np.ndarray) -> int | None:

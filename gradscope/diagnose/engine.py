@@ -187,6 +187,8 @@ def _can_cause(cause: Finding, finding: Finding, settings: Settings) -> bool:
         if cause.rule == "output-mismatch":
             return serious and not (far and _keeps_from_targets(finding))
         return serious and far and _keeps_from_targets(cause)
+    if cause.rule == "poor-initialization" and finding.rule in _BLOW_UP:
+        return serious and cause.evidence.get("factor", 1.0) > 1  # weights too small blow nothing up
     if cause.rule in _FADING and finding.rule == "learning-rate-too-low":
         return serious and not _nothing_moves(finding)
     if cause.rule in ("not-optimized", "learning-rate-too-low") and finding.rule in _FADING:

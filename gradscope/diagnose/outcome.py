@@ -26,8 +26,8 @@ class Outcome:
 
     initial, final, best: medians over a few recorded steps at the start (or the first loss, if that is lower:
     the first updates may have raised it), at the end, and the lowest of all.
-    improvement: share of the initial loss that is gone (or, if that is less, of a constant guess's squared
-    error); noise: scatter of neighbouring steps, in the loss's
+    improvement: share of the initial loss that is gone, or, if that is less, of a constant guess's loss where
+    that is known: falling from a bad start to a guess is no learning; noise: scatter of neighbouring steps, in the loss's
     unit; chance: the loss of a constant guess where it is known (log C for C balanced classes, the targets'
     variance for a squared error), else NaN.
     progress: "trains", "slow" (some improvement), "stuck" (also broken by NaN), or "unknown": too few steps,
@@ -68,8 +68,8 @@ def outcome(run: Run, settings: Settings) -> Outcome:
     scale = max(abs(initial - floor), abs(final - floor))
     improvement = (initial - final) / scale if scale > 0 else 0.0
     noise = 1.4826 * median(np.abs(np.diff(losses))) / math.sqrt(2)
-    if squared and math.isfinite(chance):
-        improvement = min(improvement, (chance - final) / max(chance, final))
+    if math.isfinite(chance) and final > floor:
+        improvement = min(improvement, (chance - final) / max(chance - floor, final - floor))
     progress = _progress(run, initial - floor, final - floor, improvement, chance, settings)
     return Outcome(initial, final, best, improvement, noise, chance, progress)
 

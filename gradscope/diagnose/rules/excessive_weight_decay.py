@@ -42,7 +42,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     decayed = [
         item
         for item in run.parameters
-        if item.trained and item.role == "weight" and decays.get(item.name, 0) > 0
+        if item.trained and item.role in ("weight", "embedding") and decays.get(item.name, 0) > 0
     ]
     if not decayed:
         return None

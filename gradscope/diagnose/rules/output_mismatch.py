@@ -1,7 +1,8 @@
 """An output that doesn't fit the loss function, by its activation, its shape or its range.
 
 What it finds
-A softmax over one unit; softmax or sigmoid applied twice (before a loss that applies it itself); a
+A softmax over one unit, or before a binary cross-entropy of several labels; softmax or sigmoid applied twice
+(before a loss that applies it itself); a
 rectifier before a cross-entropy, or at the end of a regression where it holds back most of the error; a
 negative log-likelihood of something that is no logarithm; a squared error of shapes that broadcast, (N,)
 against (N, 1): of its size and its gradient, which no longer fit; a bounded output that misses a target by
@@ -18,7 +19,8 @@ Code: the output or loss that fits, with the lines to change; scaled targets.
 
 Evidence
 mismatch (1 one-unit softmax, 2 activation applied twice, 3 rectified output, 4 no logarithm, 5 broadcast
-shapes, 6 range too small, 7 sign, 8 targets' scale, 9 rectified regression), final_loss, target_rms,
+shapes, 6 range too small, 7 sign, 8 targets' scale, 9 rectified regression, 10 softmax of several labels),
+final_loss, target_rms,
 loss_improvement.
 
 References
@@ -132,6 +134,12 @@ def _mismatch(run: Run, functions: list[str], outputs: list[LayerInfo], final: f
             4,
             f"The negative log-likelihood of {name} is taken without a logarithm.",
             "The loss expects log-probabilities.",
+        )
+    if "softmax" in activations and functions[0] == "BinaryCrossEntropy":
+        return (
+            10,
+            f"{name} applies softmax before a binary cross-entropy.",
+            "Its outputs share a sum of 1, but each label is judged on its own: no two can be sure at once.",
         )
     if activations & set(RECTIFIED) and ("NllLoss" in text or "CrossEntropy" in text):
         return (

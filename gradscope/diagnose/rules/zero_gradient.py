@@ -42,7 +42,7 @@ LASTING = 0.8
 def detect(run: Run, settings: Settings) -> Finding | None:
     """Find trained weights whose gradient is exactly zero."""
     table = run.parameter_table("gradient_norm")
-    weights = [item for item in run.parameters if item.trained and item.role == "weight"]
+    weights = [item for item in run.parameters if item.trained and item.role in ("weight", "embedding")]
     known = [item for item in weights if table[item.name].notna().any()]
     require(known, "no weight's gradient was recorded")
     require_steps(run, min(3, settings.patience))
@@ -56,8 +56,9 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     loss = outcome(run, settings)
     blocked, why = _where(run)
     layers = [item.layer for item in zero]
-    if loss.progress == "trains" and share < 0.5:
-        return None
+    since_start = bool(rows[0] <= 1)
+    if share <= 0.5 and (loss.progress == "trains" or (loss.progress == "slow" and not since_start)):
+        return None  # they learned while they had a gradient, or aren't needed
     severe = share > 0.5 or loss.progress == "stuck"
     return Finding(
         NAME,

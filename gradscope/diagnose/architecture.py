@@ -106,6 +106,13 @@ def passes_as_is(source: LayerInfo, layer: LayerInfo) -> bool:
     return not activated and all(name in RESHAPING for name in operations(layer.functions))
 
 
+def unshaped(run: Run, layer: LayerInfo) -> LayerInfo:
+    """Return the layer whose output this one shows, perhaps in another shape."""
+    while layer.activation is None and layer.role in PASSED_THROUGH and len(producers(run, layer)) == 1:
+        layer = producers(run, layer)[0]
+    return layer
+
+
 def joined_after(run: Run, layer: LayerInfo) -> bool:
     """Say whether a layer's output is added to another layer's, as at a residual branch's end."""
     return any(len(set(item.inputs)) > 1 for item in consumers(run, layer.name)) or any(

@@ -40,6 +40,7 @@ from gradscope.diagnose.architecture import (
     operations,
     output_layers,
     producers,
+    unshaped,
 )
 from gradscope.diagnose.outcome import Outcome, outcome, severity
 from gradscope.diagnose.rule import require
@@ -51,6 +52,7 @@ from gradscope.settings import Settings
 
 NAME = "output-mismatch"
 RANGE = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "hardtanh": (-1.0, 1.0)}
+COMPARISONS = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss")
 RECTIFIED = ("relu", "relu6")
 ERRORS = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Abs", "Pow", "BinaryCrossEntropy")
 LOST_SCALE = (
@@ -78,12 +80,12 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     if found is None:
         return None
     number, message, cause = found
-    always = number in (5, 7) or (number == 1 and loss.progress != "trains")
+    always = (number == 5 and "Expand" not in functions) or number == 7 or (number == 1 and loss.progress != "trains")
     return Finding(
         NAME,
         "critical" if always else severity(loss),
         message,
-        tuple(_unshaped(run, layer).name for layer in outputs[:1]),
+        tuple(unshaped(run, layer).name for layer in outputs[:1]),
         (),
         int(steps_of(run)[0]),
         int(steps_of(run)[-1]),
@@ -119,6 +121,12 @@ def _mismatch(run: Run, functions: list[str], outputs: list[LayerInfo], final: f
         return (
             5,
             f"The loss compares shapes {shapes[0]} and {shapes[1]}.",
+            "They broadcast: each output is compared with every target.",
+        )
+    if functions[0] in COMPARISONS and functions[1:2] == ["Expand"]:
+        return (
+            5,
+            f"The loss stretches {name} to the shape of the targets.",
             "They broadcast: each output is compared with every target.",
         )
     twice = _applied_twice(functions, activations)
@@ -199,7 +207,7 @@ def _never_negative(functions: list[str]) -> bool:
 def _residuals(run: Run, squared: SquaredError, loss: Outcome, settings: Settings) -> Mismatch | None:
     """Judge a squared error by what its gradient tells of the targets."""
     name = squared.layer.name
-    last = _unshaped(run, squared.layer)
+    last = unshaped(run, squared.layer)
     activation = last.activation
     tail = slice(-max(settings.patience, len(run.steps) // 10), None)
     kept = median(squared.scale[tail]) / median(squared.scale[:3])
@@ -232,13 +240,6 @@ def _residuals(run: Run, squared: SquaredError, loss: Outcome, settings: Setting
             f"A network starts with outputs near 1 and moves them by small steps; {loss.text}.",
         )
     return None
-
-
-def _unshaped(run: Run, layer: LayerInfo) -> LayerInfo:
-    """Return the layer whose output this one shows, perhaps in another shape."""
-    while layer.activation is None and layer.role in PASSED_THROUGH and len(producers(run, layer)) == 1:
-        layer = producers(run, layer)[0]
-    return layer
 
 
 def _held_back(run: Run, layer: LayerInfo, rows: slice) -> float:

@@ -144,7 +144,7 @@ class OptimizerInfo:
 @dataclass(frozen=True)
 class Event:
     """Something rare that happened: "non-finite", "skipped-step", "never-fired", "not-observable",
-    "recorder-failure", "restart", "stopped", ..."""
+    "recorder-failure", "unregistered", "restart", "stopped", ..."""
 
     kind: str
     step: int

@@ -26,10 +26,11 @@ class Outcome:
 
     initial, final, best: medians over a few recorded steps at the start (or the first loss, if that is lower:
     the first updates may have raised it), at the end, and the lowest of all.
-    improvement: share of the initial loss that is gone, or, if that is less, of a constant guess's loss where
-    that is known: falling from a bad start to a guess is no learning; noise: scatter of neighbouring steps, in the loss's
-    unit; chance: the loss of a constant guess where it is known (log C for C balanced classes, the targets'
-    variance for a squared error), else NaN.
+    improvement: share of the initial loss that is gone, or, if that is less, of a constant guess's where that
+    is known: falling from a bad start to a guess is no learning.
+    noise: scatter of neighbouring steps, in the loss's unit.
+    chance: the loss of a constant guess where it is known (log C for C balanced classes, the targets' variance
+    for a squared error), else NaN.
     progress: "trains", "slow" (some improvement), "stuck" (also broken by NaN), or "unknown": too few steps,
     or a loss that needn't fall (several optimizers, as in a GAN).
     """

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.diagnose.outcome import outcome, severity
+from gradscope.diagnose.outcome import outcome, prevails, severity
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import Array, column, longest_stretch, median, require_steps
 from gradscope.diagnose.wording import listed, present
@@ -58,7 +58,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     share, decay = median(typical[stretch.rows]), max(decays[item.name] for item in decayed)
     return Finding(
         NAME,
-        severity(loss, stretch.ongoing),
+        severity(loss, prevails(stretch, run, settings)),
         f"Weight decay of {decay:.3g} makes up {share:.0%} of the updates of "
         f"{listed([item.name for item in decayed])}.",
         tuple(dict.fromkeys(item.layer for item in decayed)),

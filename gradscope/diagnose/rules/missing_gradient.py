@@ -8,9 +8,9 @@ They stay as they were initialised; if the layer was meant to learn, something c
 no_grad, .item(), numpy, or a branch that is never called.
 
 What it is not
-A bias that the loss is indifferent to, while its layer's weight has a gradient: that of an output of which only
-derivatives count, or one that a softmax or a difference cancels. Frozen parameters; a network that trains well without (a note); parameters that are used in some steps
-only (experts, alternating losses).
+A bias that the loss is indifferent to, while its layer's weight has a gradient: that of an output of which
+only derivatives count, or one that a difference cancels. Frozen parameters; a network that trains well
+without (a note); parameters that are used in some steps only (experts, alternating losses).
 
 Remedies
 Code: let the loss depend on them, or leave them out of the optimizer.

@@ -34,7 +34,6 @@ from collections.abc import Sequence
 from itertools import dropwhile, pairwise, takewhile, zip_longest
 
 from gradscope.diagnose.architecture import (
-    PASSED_THROUGH,
     RESHAPING,
     feeds_output,
     operations,
@@ -80,7 +79,11 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     if found is None:
         return None
     number, message, cause = found
-    always = (number == 5 and "Expand" not in functions) or number == 7 or (number == 1 and loss.progress != "trains")
+    always = (
+        (number == 5 and "Expand" not in functions)
+        or number == 7
+        or (number == 1 and loss.progress != "trains")
+    )
     return Finding(
         NAME,
         "critical" if always else severity(loss),

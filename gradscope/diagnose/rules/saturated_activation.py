@@ -17,9 +17,9 @@ Xavier initialisation, scaled inputs, normalisation before the activation, a low
 unbounded activation.
 
 Evidence
-saturated_fraction (of the worst layer), saturated_layers, saturated_at_start, expected_fraction (for
-pre-activations of variance 1), preactivation_rms, passed_share (of the gradient signal, relative to the
-largest slope), loss_improvement.
+saturated_fraction (of the first layer to saturate), first_fraction (at the first of these steps),
+saturated_layers, saturated_at_start, expected_fraction (for pre-activations of variance 1),
+preactivation_rms, passed_share (of the gradient signal, relative to the largest slope), loss_improvement.
 
 References
 Glorot and Bengio 2010.
@@ -57,6 +57,9 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     if not held:
         return None
     layers = sorted(held, key=lambda name: (held[name].first_row, run.layer(name).depth))
+    layers = [
+        name for name in layers if held[name].first_row == held[layers[0]].first_row
+    ]  # the others follow
     start, first = layers[0], held[layers[0]]
     share = float(np.nanmedian(table[start].to_numpy()[first.rows]))
     size = _preactivation(run, start, first.rows)
@@ -73,6 +76,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         _cause(run, start, first.first_row, size),
         present(
             saturated_fraction=share,
+            first_fraction=float(table[start].iloc[first.first_row]),
             saturated_layers=len(held),
             saturated_at_start=float(first.first_row <= 1),
             expected_fraction=theory.saturated_share(activation, 1.0)

@@ -29,8 +29,8 @@ class Outcome:
     improvement: share of the initial loss that is gone, or, if that is less, of a constant guess's where that
     is known: falling from a bad start to a guess is no learning.
     noise: scatter of neighbouring steps, in the loss's unit.
-    chance: the loss of a constant guess where it is known (log C for C balanced classes, the targets' variance
-    for a squared error), else NaN.
+    chance: the loss of a constant guess where it is known (log C for C balanced classes, for a squared error the
+    variance of the targets), else NaN.
     progress: "trains", "slow" (some improvement), "stuck" (also broken by NaN), or "unknown": too few steps,
     or a loss that needn't fall (several optimizers, as in a GAN).
     """

@@ -33,6 +33,8 @@ import math
 from collections.abc import Sequence
 from itertools import dropwhile, pairwise, takewhile, zip_longest
 
+import numpy as np
+
 from gradscope.diagnose.architecture import (
     RESHAPING,
     feeds_output,
@@ -43,7 +45,7 @@ from gradscope.diagnose.architecture import (
 )
 from gradscope.diagnose.outcome import Outcome, outcome, severity
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import median, require_steps, steps_of
+from gradscope.diagnose.series import log, median, require_steps, steps_of
 from gradscope.diagnose.squared_error import SquaredError, squared_error
 from gradscope.diagnose.wording import present
 from gradscope.records import Finding, LayerInfo, Run
@@ -57,6 +59,7 @@ ERRORS = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Abs", "Pow", "Binar
 LOST_SCALE = (
     0.5  # of the factor c in loss = c mean(r²), which is constant unless the loss isn't what it seems
 )
+WOBBLE = 0.05  # its typical relative change from one recorded step to the next
 HELD_BACK = 0.5  # share of the squared error at the output that a rectifier lets not through
 # Functions that a loss consists of, and those that may stand between it and the output it judges.
 LOSSES = (*ERRORS, "NllLoss", "NllLoss2D", "LogSoftmax", "CrossEntropyLoss", "BinaryCrossEntropyWithLogits")
@@ -214,12 +217,13 @@ def _residuals(run: Run, squared: SquaredError, loss: Outcome, settings: Setting
     activation = last.activation
     tail = slice(-max(settings.patience, len(run.steps) // 10), None)
     kept = median(squared.scale[tail]) / median(squared.scale[:3])
-    if kept < LOST_SCALE:
+    wobble = median(np.abs(np.diff(log(squared.scale))))
+    if kept < LOST_SCALE or wobble > WOBBLE:
         return (
             5,
             f"The error of {name} doesn't shrink with its gradient: shapes broadcast in the loss.",
-            f"Loss / gradient² should stay the same in training and grew {1 / kept:.3g}-fold: each output is "
-            "compared with every target.",
+            f"Loss / gradient² should stay the same in training; it changed {1 / kept:.3g}-fold, and by "
+            f"{wobble:.0%} from step to step: each output is compared with every target.",
         )
     low, high = RANGE.get(activation or "", (-math.inf, math.inf))
     missed = median(squared.largest[tail])

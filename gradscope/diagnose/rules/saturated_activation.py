@@ -2,14 +2,15 @@
 
 What it finds
 A tanh, sigmoid or similar layer inside the network in which more than half of the outputs have a
-derivative under 5 % of the largest, over several recorded steps. Where the loss falls nevertheless, it must
+derivative under 5 % of the largest, over several recorded steps; or one at its end in which nine of ten have
+from the first step to the last. Where the loss falls nevertheless, it must
 also pass on less than a tenth of the gradient signal that it could.
 
 Why it hurts
 The gradient through such a unit is next to zero: what lies below hardly learns.
 
 What it is not
-A sure output: a sigmoid at the network's end that is near 0 or 1 may just be right. Gates of recurrent
+A sure output: a sigmoid at the network's end that has come near 0 or 1 may just be right. Gates of recurrent
 cells and attention may saturate. A network that trains well with it gets a note.
 
 Remedies
@@ -35,18 +36,23 @@ from gradscope.diagnose import theory
 from gradscope.diagnose.architecture import feeds_output, producers
 from gradscope.diagnose.outcome import Outcome, outcome, prevails, severity
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import Stretch, longest_stretch, median, require_steps
+from gradscope.diagnose.series import Array, Stretch, longest_stretch, median, require_steps
 from gradscope.diagnose.wording import listed, present
 from gradscope.records import Finding, Run
 from gradscope.settings import Settings
 
 NAME = "saturated-activation"
+BORN = 0.9  # share of an untrained network's outputs at the flat ends that no chance puts there
 
 
 def detect(run: Run, settings: Settings) -> Finding | None:
     """Find bounded activations inside the network that are saturated for most inputs."""
     table = run.layer_table("activation_saturated_fraction").dropna(axis="columns", how="all")
-    inside = [name for name in table.columns if not feeds_output(run, run.layer(name))]
+    inside = [
+        name
+        for name in table.columns
+        if not feeds_output(run, run.layer(name)) or _stays_as_born(table[name].to_numpy())
+    ]
     require(inside, "no bounded activation inside the network was recorded")
     require_steps(run, settings.patience)
     stretches = {
@@ -65,9 +71,11 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     size = _preactivation(run, start, first.rows)
     loss = outcome(run, settings)
     activation = run.layer(start).activation or ""
+    harm = severity(loss, any(_matters(run, name, stretch, loss, settings) for name, stretch in held.items()))
+    blocked = feeds_output(run, run.layer(start)) and _passed(run, start, first.rows) < settings.passed_share
     return Finding(
         NAME,
-        severity(loss, any(_matters(run, name, stretch, loss, settings) for name, stretch in held.items())),
+        "warning" if blocked and harm == "note" else harm,
         f"{share:.0%} of the outputs of {start} sit at the flat ends of {activation} ({listed(layers)}).",
         tuple(layers),
         (),
@@ -87,6 +95,12 @@ def detect(run: Run, settings: Settings) -> Finding | None:
             loss_improvement=loss.improvement,
         ),
     )
+
+
+def _stays_as_born(shares: Array) -> bool:
+    """Say whether an output was saturated when it could know nothing yet, and still is."""
+    known = shares[np.isfinite(shares)]
+    return len(known) > 1 and float(known[0]) > BORN and float(np.min(known[[0, -1]])) > BORN
 
 
 def _matters(run: Run, name: str, stretch: Stretch, loss: Outcome, settings: Settings) -> bool:

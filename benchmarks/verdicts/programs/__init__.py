@@ -50,7 +50,7 @@ TUNING: dict[str, tuple[Program, ...]] = {
     "temporal": temporal.PROGRAMS,
     "agents": agents.PROGRAMS,
 }
-# To be written by somebody who has read no rule and seen no verdict, and fixed before any rule is run on them.
+# To be written by somebody who has read no rule and seen no verdict; fixed before any rule is run on them.
 HELD_OUT: dict[str, tuple[Program, ...]] = {}
 FAMILIES = TUNING | HELD_OUT
 PROGRAMS: dict[str, Program] = {

@@ -36,7 +36,7 @@ from gradscope.diagnose import theory
 from gradscope.diagnose.architecture import feeds_output, producers
 from gradscope.diagnose.outcome import Outcome, outcome, prevails, severity
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import Array, Stretch, longest_stretch, median, require_steps
+from gradscope.diagnose.series import Stretch, longest_stretch, median, require_steps
 from gradscope.diagnose.wording import listed, present
 from gradscope.records import Finding, Run
 from gradscope.settings import Settings
@@ -51,7 +51,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     inside = [
         name
         for name in table.columns
-        if not feeds_output(run, run.layer(name)) or _stays_as_born(table[name].to_numpy())
+        if not feeds_output(run, run.layer(name)) or _shut_at_birth(run, name, settings)
     ]
     require(inside, "no bounded activation inside the network was recorded")
     require_steps(run, settings.patience)
@@ -72,10 +72,10 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     loss = outcome(run, settings)
     activation = run.layer(start).activation or ""
     harm = severity(loss, any(_matters(run, name, stretch, loss, settings) for name, stretch in held.items()))
-    blocked = feeds_output(run, run.layer(start)) and _passed(run, start, first.rows) < settings.passed_share
+    shut = feeds_output(run, run.layer(start))
     return Finding(
         NAME,
-        "warning" if blocked and harm == "note" else harm,
+        "warning" if shut and harm == "note" else harm,
         f"{share:.0%} of the outputs of {start} sit at the flat ends of {activation} ({listed(layers)}).",
         tuple(layers),
         (),
@@ -97,10 +97,12 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     )
 
 
-def _stays_as_born(shares: Array) -> bool:
-    """Say whether an output was saturated when it could know nothing yet, and still is."""
-    known = shares[np.isfinite(shares)]
-    return len(known) > 1 and float(known[0]) > BORN and float(np.min(known[[0, -1]])) > BORN
+def _shut_at_birth(run: Run, name: str, settings: Settings) -> bool:
+    """Say whether an output was saturated when it could know nothing yet, still is, and passes no gradient."""
+    shares = run.layer_table("activation_saturated_fraction")[name].to_numpy()
+    shares = shares[np.isfinite(shares)]
+    shut = len(shares) > 1 and min(shares[0], shares[-1]) > BORN
+    return bool(shut) and _passed(run, name, slice(None)) < settings.passed_share
 
 
 def _matters(run: Run, name: str, stretch: Stretch, loss: Outcome, settings: Settings) -> bool:

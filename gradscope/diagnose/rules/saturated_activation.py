@@ -98,7 +98,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
 
 
 def _shut_at_birth(run: Run, name: str, settings: Settings) -> bool:
-    """Say whether an output was saturated when it could know nothing yet, still is, and passes no gradient."""
+    """Say whether an output was saturated when it knew nothing yet, still is, and passes no gradient."""
     shares = run.layer_table("activation_saturated_fraction")[name].to_numpy()
     shares = shares[np.isfinite(shares)]
     shut = len(shares) > 1 and min(shares[0], shares[-1]) > BORN

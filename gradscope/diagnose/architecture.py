@@ -106,6 +106,13 @@ def passes_as_is(source: LayerInfo, layer: LayerInfo) -> bool:
     return not activated and all(name in RESHAPING for name in operations(layer.functions))
 
 
+def unshaped(run: Run, layer: LayerInfo) -> LayerInfo:
+    """Return the layer whose output this one shows, perhaps in another shape."""
+    while layer.activation is None and layer.role in PASSED_THROUGH and len(producers(run, layer)) == 1:
+        layer = producers(run, layer)[0]
+    return layer
+
+
 def joined_after(run: Run, layer: LayerInfo) -> bool:
     """Say whether a layer's output is added to another layer's, as at a residual branch's end."""
     return any(len(set(item.inputs)) > 1 for item in consumers(run, layer.name)) or any(
@@ -150,14 +157,33 @@ def normalized_after(run: Run, layer: LayerInfo) -> str:
 
 
 def output_layers(run: Run) -> tuple[str, ...]:
-    """Return the layers that feed the loss, or those that nothing else takes, if the loss doesn't tell."""
+    """Return the layers that feed the loss, or those that nothing else takes, if the loss doesn't tell.
+
+    A layer that feeds further weights too, as where a derivative of the network is in the loss, is inside.
+    """
     told = tuple(str(name) for name in run.info.loss.get("inputs", ()))
+    ran = {layer.name for layer in run.layers}
+    told = tuple(name for name in told if name not in ran or not _weighted_after(run, run.layer(name)))
     if told:
         return told
     if not connected(run):
         return tuple(layer.name for layer in run.layers[-1:])
     taken = {name for layer in run.layers for name in layer.inputs}
     return tuple(layer.name for layer in run.layers if layer.name not in taken)
+
+
+def _weighted_after(run: Run, layer: LayerInfo) -> bool:
+    """Say whether further weights take a layer's output, as far as connections are known."""
+    return connected(run) and any(
+        item.role in WEIGHTED
+        or (
+            item.role in ("activation", *PASSED_THROUGH)
+            and item.depth > layer.depth
+            and _weighted_after(run, item)
+        )
+        for item in consumers(run, layer.name)
+        if item.depth > layer.depth
+    )
 
 
 def feeds_output(run: Run, layer: LayerInfo) -> bool:

@@ -68,7 +68,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
         "output-mismatch",
     ),
     "ineffective-clipping": ("exploding-gradient", *_BLOW_UP),
-    "saturated-activation": (*_GRADIENT, *_STANDSTILL, *_START, "learning-rate-too-high"),
+    "saturated-activation": (*_GRADIENT, *_STANDSTILL, *_START),
     "dead-units": (
         *_SIGNAL,
         "vanishing-gradient",
@@ -81,7 +81,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "vanishing-signal": ("dead-units", *_STANDSTILL, *_START),
     "zero-gradient": ("learning-rate-too-low", "epsilon-floor", "dead-units", *_SIGNAL, *_START),
     "symmetric-weights": ("poor-initialization", *_SIGNAL, *_GRADIENT, *_UNITS, *_STANDSTILL),
-    "poor-initialization": ("dead-units", *_STANDSTILL, *_BLOW_UP, "learning-rate-too-high"),
+    "poor-initialization": (*_UNITS, *_STANDSTILL, *_BLOW_UP, "learning-rate-too-high"),
     "attention-collapse": ("vanishing-gradient", "rank-collapse"),
     "non-finite": (
         *_UNITS,
@@ -92,9 +92,9 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
         "missing-gradient",
         *_START,
     ),
-    "rank-collapse": (),
+    "rank-collapse": ("learning-rate-too-low", "epsilon-floor"),
     "epsilon-floor": ("learning-rate-too-low",),
-    "learning-rate-too-low": ("rank-collapse", "output-mismatch", "vanishing-gradient", "vanishing-signal"),
+    "learning-rate-too-low": ("output-mismatch", "vanishing-gradient", "vanishing-signal"),
     "loss-divergence": (),
 }
 # These act through updates, so nothing that was there before them follows from them.
@@ -111,6 +111,8 @@ SAME_UPDATES = (
 )
 # Each silences what comes after it, so the one nearer to the input is the cause.
 BY_PLACE = ("degenerate-normalization", "dead-units")
+ERASED = 1.0  # update / weight of a step after which nothing is left of what weights were
+WHOLLY = 0.9  # share of saturated outputs at birth that leaves nothing to a later cause
 LITTLE = 0.1  # sum of update / weight over a run in which a network hardly moved
 FAR_TARGETS = 8  # output-mismatch's evidence: targets of another scale, which only a sound optimizer reaches
 
@@ -187,6 +189,8 @@ def _can_cause(cause: Finding, finding: Finding, settings: Settings) -> bool:
         if cause.rule == "output-mismatch":
             return serious and not (far and _keeps_from_targets(finding))
         return serious and far and _keeps_from_targets(cause)
+    if cause.rule == "poor-initialization" and finding.rule in _BLOW_UP:
+        return serious and cause.evidence.get("factor", 1.0) > 1  # weights too small blow nothing up
     if cause.rule in _FADING and finding.rule == "learning-rate-too-low":
         return serious and not _nothing_moves(finding)
     if cause.rule in ("not-optimized", "learning-rate-too-low") and finding.rule in _FADING:
@@ -199,6 +203,10 @@ def _can_cause(cause: Finding, finding: Finding, settings: Settings) -> bool:
         return serious and cause.first_step < finding.first_step  # from the start, it is the other way round
     if (cause.rule, finding.rule) in SAME_UPDATES:
         return serious
+    if cause.rule == "learning-rate-too-high" and finding.rule == "saturated-activation":
+        erased = cause.evidence.get("peak_update_ratio", 0.0) > ERASED  # what weights were before is gone
+        partly = finding.evidence.get("first_fraction", 1.0) < WHOLLY
+        return serious and cause.first_step < finding.first_step + (erased and partly)
     if cause.rule in BY_UPDATES:
         return serious and cause.first_step < finding.first_step
     # What a statistic shows at once, another may show a little later.

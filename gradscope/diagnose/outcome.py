@@ -26,10 +26,11 @@ class Outcome:
 
     initial, final, best: medians over a few recorded steps at the start (or the first loss, if that is lower:
     the first updates may have raised it), at the end, and the lowest of all.
-    improvement: share of the initial loss that is gone (or, if that is less, of a constant guess's squared
-    error); noise: scatter of neighbouring steps, in the loss's
-    unit; chance: the loss of a constant guess where it is known (log C for C balanced classes, the targets'
-    variance for a squared error), else NaN.
+    improvement: share of the initial loss that is gone, or, if that is less, of a constant guess's where that
+    is known: falling from a bad start to a guess is no learning.
+    noise: scatter of neighbouring steps, in the loss's unit.
+    chance: the loss of a constant guess where it is known (log C for C balanced classes, for a squared error
+    the variance of the targets), else NaN.
     progress: "trains", "slow" (some improvement), "stuck" (also broken by NaN), or "unknown": too few steps,
     or a loss that needn't fall (several optimizers, as in a GAN).
     """
@@ -68,8 +69,8 @@ def outcome(run: Run, settings: Settings) -> Outcome:
     scale = max(abs(initial - floor), abs(final - floor))
     improvement = (initial - final) / scale if scale > 0 else 0.0
     noise = 1.4826 * median(np.abs(np.diff(losses))) / math.sqrt(2)
-    if squared and math.isfinite(chance):
-        improvement = min(improvement, (chance - final) / max(chance, final))
+    if math.isfinite(chance) and final > floor:
+        improvement = min(improvement, (chance - final) / max(chance - floor, final - floor))
     progress = _progress(run, initial - floor, final - floor, improvement, chance, settings)
     return Outcome(initial, final, best, improvement, noise, chance, progress)
 
@@ -113,12 +114,13 @@ def prevails(stretch: Stretch, run: Run, settings: Settings) -> bool:
 
 def _standstill(run: Run, settings: Settings) -> int:
     """Return the first step at which the loss has made a tenth of the way to its lowest level."""
-    losses = column(run, "loss")
-    window = min(5, len(losses))
-    smooth = np.nanmedian(np.lib.stride_tricks.sliding_window_view(losses, window), axis=-1)
-    level = smooth[0] - settings.stuck_share * (smooth[0] - np.nanmin(smooth))
-    below = np.flatnonzero(smooth < level)
-    return int(steps_of(run)[below[0]]) if len(below) else int(steps_of(run)[-1])
+    known = np.isfinite(column(run, "loss"))
+    losses, steps = column(run, "loss")[known], steps_of(run)
+    if not len(losses):
+        return int(steps[-1])
+    smooth = np.median(np.lib.stride_tricks.sliding_window_view(losses, min(5, len(losses))), axis=-1)
+    below = np.flatnonzero(smooth < smooth[0] - settings.stuck_share * (smooth[0] - smooth.min()))
+    return int(steps[known][below[0]]) if len(below) else int(steps[-1])
 
 
 def _levels(losses: NDArray[np.float64]) -> tuple[float, float, float]:

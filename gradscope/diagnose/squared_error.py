@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.diagnose.architecture import RESHAPING, operations
+from gradscope.diagnose.architecture import RESHAPING, operations, unshaped
 from gradscope.diagnose.series import Array, column, median
 from gradscope.records import LayerInfo, Run
 
@@ -68,6 +68,7 @@ def _is_squared_error(functions: list[str]) -> bool:
 
 def _shared(run: Run, layer: LayerInfo, count: Array, signal: Array) -> Array:
     """Return mean² / mean square of the signal over samples, from the gradient of the output's bias."""
+    layer = unshaped(run, layer)
     biases = [run.parameter(name) for name in layer.parameters if run.parameter(name).role == "bias"]
     if len(biases) != 1 or layer.role not in ("linear", "convolution"):
         return np.full(len(run.steps), np.nan)

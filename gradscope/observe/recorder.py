@@ -24,6 +24,7 @@ from gradscope.observe.parameters import mean_of_shard
 from gradscope.observe.pieces import ParameterStep, Piece, norms_of_step
 from gradscope.observe.probes import Probes
 from gradscope.observe.schedule import schedule_from
+from gradscope.observe.unregistered import unregistered
 from gradscope.observe.weights import ParameterProbe
 from gradscope.observe.wrappers import averaged_over, compiled_modules, hides_parameters
 from gradscope.records import Event, RunInfo, Status, StepRecord
@@ -185,6 +186,8 @@ class Recorder:
                 self._say_what_is_new(optimizer)
                 self._description.materialise()
                 self._weights.before_update(optimizer, scale)
+                if not self._recorded and optimizer is self._optimizers[-1]:
+                    self._say_what_is_unregistered()
                 if self._shards and not self._means:
                     self._means = [
                         Piece(("weight_mean",), [row], mean_of_shard(item).view(1, 1))
@@ -285,6 +288,14 @@ class Recorder:
                     "not-observable", "weights change though no gradient shows: the strategy hides them"
                 )
             self._hidden = True
+
+    def _say_what_is_unregistered(self) -> None:
+        """Tell of tensors with a gradient that neither the model's nor an optimizer's list has."""
+        left = unregistered(self._model, self._optimizers)
+        if left:
+            names, size = list(left), sum(tensor.numel() for tensor in left.values())
+            message = f"{names[0]} has a gradient, but is no registered parameter and in no optimizer"
+            self.event("unregistered", message, data={"parameters": names, "entries": size})
 
     def stop(self, status: Status, exception: str = "") -> None:
         """Take the probes off and end the run; harmless when repeated."""

@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 @dataclass(frozen=True)
 class Event:
     """Something rare that happened: "non-finite", "skipped-step", "never-fired", "not-observable",
-    "recorder-failure", "restart", "stopped", ..."""
+    "recorder-failure", "unregistered", "restart", "stopped", ..."""
 
     kind: str
     step: int

@@ -23,7 +23,7 @@ def test_there_are_enough_programs_and_names_are_unique() -> None:
     assert len(set(listed)) == len(listed) >= 80
 
 
-@pytest.mark.parametrize("split", ["tuning", "held-out"])
+@pytest.mark.parametrize("split", [name for name, families in programs.SPLITS.items() if families])
 def test_about_half_of_each_split_are_controls(split: str) -> None:
     controls = [program.is_control for family in programs.SPLITS[split].values() for program in family]
     assert sum(controls) >= 0.45 * len(controls)
@@ -44,16 +44,19 @@ def test_program_is_consistent(program: programs.Program) -> None:
 
 
 HELD_OUT = [program for family in programs.HELD_OUT.values() for program in family]
-PLACED = [program for program in HELD_OUT if program.where]
+YOUNG = ("segmentation", "translation", "physics", "density", "transfer", "recommender", "temporal", "agents")
+RECENT = {name: programs.FAMILIES[name] for name in (*YOUNG, *programs.HELD_OUT)}
+PLACED = [program for family in RECENT.values() for program in family if program.where]
 
 
+@pytest.mark.skipif(not HELD_OUT, reason="no family is held out now")
 def test_held_out_programs_are_enough_and_spread_over_the_rules() -> None:
     assert len(HELD_OUT) >= 90
     assert all(len(family) >= 10 for family in programs.HELD_OUT.values())
     named = {cause for program in HELD_OUT for cause in program.causes}
     assert len(named) >= 20
     faulty = [program for program in HELD_OUT if program.causes]
-    assert 3 * len(PLACED) >= len(faulty)
+    assert 3 * sum(bool(program.where) for program in faulty) >= len(faulty)
 
 
 @pytest.mark.parametrize("program", PLACED, ids=lambda program: program.name)
@@ -65,9 +68,9 @@ def test_faulty_layers_exist(program: programs.Program) -> None:
         assert any(fnmatch(name, pattern) for name in names), pattern
 
 
-@pytest.mark.parametrize("family", programs.HELD_OUT)
+@pytest.mark.parametrize("family", RECENT)
 def test_training_is_repeatable(family: str) -> None:
-    program = programs.HELD_OUT[family][0]
+    program = RECENT[family][0]
     short = replace(program, build=lambda: replace(program.build(), steps=3))
     first, second = train(short, seed=1), train(short, seed=1)
     assert (first.score, first.trace) == (second.score, second.trace)

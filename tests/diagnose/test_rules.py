@@ -190,7 +190,7 @@ def test_gradient_that_becomes_bad_going_backward_is_placed_where_it_is_born() -
     weights = {"gradient_nonfinite": lambda step, depth: 4.0 if step >= 20 and depth <= 5 else 0.0}
     found = check("non-finite", mlp_run(layer_values=bad, parameter_values=weights))
     assert found is not None
-    assert (found.layers, found.first_step) == (("net.10",), 20)
+    assert (found.layers, found.first_step) == (("net.11",), 20)
 
 
 @pytest.mark.parametrize("chunk", [np.nan, 0.0])

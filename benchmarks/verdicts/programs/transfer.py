@@ -1,4 +1,4 @@
-"""Transfer (held out): frozen bodies, adapters, distillation, twin networks and triplets on digits."""
+"""Transfer: frozen bodies, adapters, distillation, twin networks and triplets on digits."""
 
 from __future__ import annotations
 

@@ -84,6 +84,8 @@ def _values(run: Run, layer: LayerInfo) -> float:
         return math.prod(shape) / shape[1]
     if layer.kind.startswith("InstanceNorm"):
         return float(math.prod(shape[2:]))
+    if layer.kind == "GroupNorm" and layer.options.get("num_groups"):
+        return math.prod(shape[1:]) / float(layer.options["num_groups"])
     if layer.kind in ("LayerNorm", "RMSNorm"):
         return float(max([run.parameter(name).size for name in layer.parameters], default=shape[-1]))
     return math.inf

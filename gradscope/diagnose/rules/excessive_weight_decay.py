@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.diagnose.outcome import outcome, severity
+from gradscope.diagnose.outcome import outcome, prevails, severity
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import Array, column, longest_stretch, median, require_steps
 from gradscope.diagnose.wording import listed, present
@@ -42,7 +42,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     decayed = [
         item
         for item in run.parameters
-        if item.trained and item.role == "weight" and decays.get(item.name, 0) > 0
+        if item.trained and item.role in ("weight", "embedding") and decays.get(item.name, 0) > 0
     ]
     if not decayed:
         return None
@@ -58,7 +58,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     share, decay = median(typical[stretch.rows]), max(decays[item.name] for item in decayed)
     return Finding(
         NAME,
-        severity(loss, stretch.ongoing),
+        severity(loss, prevails(stretch, run, settings)),
         f"Weight decay of {decay:.3g} makes up {share:.0%} of the updates of "
         f"{listed([item.name for item in decayed])}.",
         tuple(dict.fromkeys(item.layer for item in decayed)),

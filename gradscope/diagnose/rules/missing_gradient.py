@@ -8,8 +8,9 @@ They stay as they were initialised; if the layer was meant to learn, something c
 no_grad, .item(), numpy, or a branch that is never called.
 
 What it is not
-Frozen parameters; a network that trains well without (a note); parameters that are used in some steps
-only (experts, alternating losses).
+A bias that the loss is indifferent to, while its layer's weight has a gradient: that of an output of which
+only derivatives count, or one that a difference cancels. Frozen parameters; a network that trains well
+without (a note); parameters that are used in some steps only (experts, alternating losses).
 
 Remedies
 Code: let the loss depend on them, or leave them out of the optimizer.
@@ -46,7 +47,11 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     if not always:
         return None
     ran = {layer.name for layer in run.layers}
+    reached = {item.layer for item in known if item.role != "bias"} - {
+        item.layer for item in always if item.role != "bias"
+    }
     cut = [item for item in always if item.layer in ran]
+    cut = [item for item in cut if item.role != "bias" or item.layer not in reached]
     named = cut or always
     share = sum(item.size for item in always) / max(1, sum(item.size for item in trained))
     harm = severity(outcome(run, settings))
@@ -62,6 +67,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         f"{layers[0]} ran forward, but the loss's graph doesn't lead back to it: it was detached or "
         "its output not used."
         if cut
-        else f"{layers[0]} never ran while training.",
+        else f"{layers[0]} never ran while training."
+        if layers[0] not in ran
+        else f"The loss depends on {layers[0]}, but not on its bias.",
         present(missing_parameters=len(always), missing_share=share, ran=float(bool(cut))),
     )

@@ -31,10 +31,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradscope.diagnose.architecture import RESHAPING, consumers, operations, passes_as_is, producers
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import column, steps_of
 from gradscope.diagnose.wording import present
-from gradscope.records import Event, Finding, Run
+from gradscope.records import Event, Finding, LayerInfo, Run
 from gradscope.settings import Settings
 
 NAME = "non-finite"
@@ -43,7 +44,8 @@ NAMED = re.compile(r"(?<![a-z])(nans?|infs?|infinity|infinite|non-?finite)(?![a-
 
 @dataclass(frozen=True)
 class Birth:
-    """Where the first non-finite number was born: "forward", "loss", "backward" or "weight"."""
+    """Where the first non-finite number was born: "forward", "loss", "derivative",
+    "backward", "gradient" or "weight"."""
 
     step: int
     phase: str
@@ -57,13 +59,13 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     step = _first_step(run, harmful)
     if step is None:
         return _raised(run)
-    birth = _birth(run, step)
+    birth = _in_function(run, _birth(run, step))
     last = _last_finite(run, birth)
     return Finding(
         NAME,
         "critical",
         _message(birth),
-        (birth.name,) if birth.phase in ("forward", "backward") else _layer_of(run, birth.name),
+        _places(run, birth),
         (birth.name,) if birth.phase == "weight" else (),
         step,
         int(steps_of(run)[-1]) if len(run.steps) else step,
@@ -161,8 +163,63 @@ def _birth(run: Run, step: int) -> Birth:
     return Birth(step, "gradient", gradients[-1])
 
 
+def _in_function(run: Run, birth: Birth) -> Birth:
+    """Return where the gradient in a loss first failed, if a derivative of the network is in the loss.
+
+    Such a loss is not a number because a gradient is, though all outputs are finite.
+    """
+    row = np.flatnonzero(steps_of(run) == birth.step)
+    names = operations(run.info.loss.get("functions", ()))
+    if birth.phase != "loss" or not len(row) or not any(name.endswith("Backward") for name in names):
+        return birth
+    backward = _bad(run.layer_table("signal_nonfinite").iloc[row[0]])
+    first = [layer.name for layer in run.layers if not layer.inputs]
+    return Birth(birth.step, "derivative", backward[0]) if backward[:1] == first[:1] else birth
+
+
 def _bad(row: object) -> list[str]:
     return [str(name) for name, count in row.items() if count > 0]  # type: ignore[attr-defined]
+
+
+def _places(run: Run, birth: Birth) -> tuple[str, ...]:
+    """Return the layer in which it was born: not always the one at whose output it was first seen."""
+    if birth.phase == "derivative":
+        return (birth.name,)
+    if birth.phase not in ("forward", "backward"):
+        return _layer_of(run, birth.name)
+    ran = {layer.name: layer for layer in run.layers}
+    if birth.name not in ran:
+        return (birth.name,)
+    layer = ran[birth.name]
+    if birth.phase == "forward":
+        return (_container(run, layer) or layer.name,)
+    taking = [item for item in consumers(run, layer.name) if item.depth > layer.depth]
+    # Its own backward pass made it from a gradient that was finite, if nothing else lies between.
+    made = [item for item in taking if passes_as_is(layer, item)]
+    return (made[0].name,) if len(taking) == 1 and made else (layer.name,)
+
+
+def _container(run: Run, layer: LayerInfo) -> str:
+    """Return the module whose own code lies between a layer and the finite outputs that it takes, "" if none.
+
+    Its parts are watched, what its code does with their outputs is not.
+    """
+    if not layer.functions or all(name in RESHAPING for name in operations(layer.functions)):
+        return ""
+    around = [parent for source in producers(run, layer) for parent in _parents(source.name)]
+    around = [parent for parent in around if not layer.name.startswith(parent + ".")]
+    calls_own_code = [name for name in around if name not in _sequences(run)]
+    return max(calls_own_code, key=len, default="")
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _sequences(run: Run) -> set[str]:
+    """Return the modules whose parts are numbered: a list or a sequence, which computes nothing itself."""
+    return {layer.name.rpartition(".")[0] for layer in run.info.layers if layer.name.split(".")[-1].isdigit()}
 
 
 def _layer_of(run: Run, name: str) -> tuple[str, ...]:
@@ -174,6 +231,7 @@ def _message(birth: Birth) -> str:
         "forward": f"in the output of {birth.name}",
         "backward": f"in the gradient at the output of {birth.name}",
         "gradient": f"in the gradient of {birth.name}",
+        "derivative": f"in the derivative of the network that the loss takes, at {birth.name}",
         "weight": f"in the parameter {birth.name}",
     }.get(birth.phase, "in the loss, while every layer's output was finite")
     return f"The first NaN or infinity appears {place}, at step {birth.step}."

@@ -1,7 +1,8 @@
 """Parameters that ask to be trained but that no optimizer holds.
 
 What it finds
-Parameters with requires_grad that are in no optimizer's groups, of layers that ran.
+Parameters with requires_grad that are in no optimizer's groups, of layers that ran. Tensors with a gradient
+that the model holds in a plain list or dictionary, where torch doesn't find them.
 
 Why it hurts
 Their gradients are computed and thrown away; they stay as initialised. Often a layer that was added after
@@ -26,7 +27,7 @@ from gradscope.diagnose.outcome import outcome
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import require_steps, steps_of
 from gradscope.diagnose.wording import listed, present
-from gradscope.records import Finding, Run
+from gradscope.records import Event, Finding, Run
 from gradscope.settings import Settings
 
 NAME = "not-optimized"
@@ -35,6 +36,9 @@ NAME = "not-optimized"
 def detect(run: Run, settings: Settings) -> Finding | None:
     """Find trained parameters in no optimizer group."""
     require_steps(run, 1)
+    hidden = next((event for event in run.events if event.kind == "unregistered"), None)
+    if hidden is not None:
+        return _unregistered(run, hidden, settings)
     trained = [item for item in run.parameters if item.trained]
     require(trained and run.info.optimizers, "no optimizer or nothing to train was recorded")
     ran = {layer.name for layer in run.layers}
@@ -53,4 +57,24 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         int(steps_of(run)[-1]),
         f"{share:.0%} of the weights that could be trained stay as they were initialised.",
         present(parameters_left_out=len(left), share_left_out=share, loss_improvement=loss.improvement),
+    )
+
+
+def _unregistered(run: Run, event: Event, settings: Settings) -> Finding:
+    """Describe tensors that get a gradient, but that nobody can hand to an optimizer by the model's list."""
+    names = tuple(str(name) for name in event.data.get("parameters", ()))
+    entries = int(event.data.get("entries", 0))
+    share = entries / max(1, entries + sum(item.size for item in run.parameters if item.trained))
+    loss = outcome(run, settings)
+    return Finding(
+        NAME,
+        "note" if loss.progress == "trains" else "warning",
+        f"No optimizer holds {listed(names)}, which the model doesn't register.",
+        tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in names)),
+        names,
+        int(steps_of(run)[0]),
+        int(steps_of(run)[-1]),
+        f"{share:.0%} of the entries that get a gradient stay as they were initialised: torch finds no "
+        "parameters in a plain list or dictionary; use ModuleList, ModuleDict or ParameterList.",
+        present(parameters_left_out=len(names), share_left_out=share, loss_improvement=loss.improvement),
     )

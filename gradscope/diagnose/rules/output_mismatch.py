@@ -1,7 +1,8 @@
 """An output that doesn't fit the loss function, by its activation, its shape or its range.
 
 What it finds
-A softmax over one unit; softmax or sigmoid applied twice (before a loss that applies it itself); a
+A softmax over one unit, or before a binary cross-entropy of several labels; softmax or sigmoid applied twice
+(before a loss that applies it itself); a
 rectifier before a cross-entropy, or at the end of a regression where it holds back most of the error; a
 negative log-likelihood of something that is no logarithm; a squared error of shapes that broadcast, (N,)
 against (N, 1): of its size and its gradient, which no longer fit; a bounded output that misses a target by
@@ -18,7 +19,8 @@ Code: the output or loss that fits, with the lines to change; scaled targets.
 
 Evidence
 mismatch (1 one-unit softmax, 2 activation applied twice, 3 rectified output, 4 no logarithm, 5 broadcast
-shapes, 6 range too small, 7 sign, 8 targets' scale, 9 rectified regression), final_loss, target_rms,
+shapes, 6 range too small, 7 sign, 8 targets' scale, 9 rectified regression, 10 softmax of several labels),
+final_loss, target_rms,
 loss_improvement.
 
 References
@@ -31,17 +33,19 @@ import math
 from collections.abc import Sequence
 from itertools import dropwhile, pairwise, takewhile, zip_longest
 
+import numpy as np
+
 from gradscope.diagnose.architecture import (
-    PASSED_THROUGH,
     RESHAPING,
     feeds_output,
     operations,
     output_layers,
     producers,
+    unshaped,
 )
 from gradscope.diagnose.outcome import Outcome, outcome, severity
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import median, require_steps, steps_of
+from gradscope.diagnose.series import log, median, require_steps, steps_of
 from gradscope.diagnose.squared_error import SquaredError, squared_error
 from gradscope.diagnose.wording import present
 from gradscope.records import Finding, LayerInfo, Run
@@ -49,11 +53,13 @@ from gradscope.settings import Settings
 
 NAME = "output-mismatch"
 RANGE = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "hardtanh": (-1.0, 1.0)}
+COMPARISONS = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss")
 RECTIFIED = ("relu", "relu6")
 ERRORS = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Abs", "Pow", "BinaryCrossEntropy")
 LOST_SCALE = (
     0.5  # of the factor c in loss = c mean(r²), which is constant unless the loss isn't what it seems
 )
+WOBBLE = 0.05  # its typical relative change from one recorded step to the next
 HELD_BACK = 0.5  # share of the squared error at the output that a rectifier lets not through
 # Functions that a loss consists of, and those that may stand between it and the output it judges.
 LOSSES = (*ERRORS, "NllLoss", "NllLoss2D", "LogSoftmax", "CrossEntropyLoss", "BinaryCrossEntropyWithLogits")
@@ -76,12 +82,16 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     if found is None:
         return None
     number, message, cause = found
-    always = number in (5, 7) or (number == 1 and loss.progress != "trains")
+    always = (
+        (number == 5 and "Expand" not in functions)
+        or number == 7
+        or (number == 1 and loss.progress != "trains")
+    )
     return Finding(
         NAME,
         "critical" if always else severity(loss),
         message,
-        tuple(_unshaped(run, layer).name for layer in outputs[:1]),
+        tuple(unshaped(run, layer).name for layer in outputs[:1]),
         (),
         int(steps_of(run)[0]),
         int(steps_of(run)[-1]),
@@ -119,6 +129,12 @@ def _mismatch(run: Run, functions: list[str], outputs: list[LayerInfo], final: f
             f"The loss compares shapes {shapes[0]} and {shapes[1]}.",
             "They broadcast: each output is compared with every target.",
         )
+    if functions[0] in COMPARISONS and functions[1:2] == ["Expand"]:
+        return (
+            5,
+            f"The loss stretches {name} to the shape of the targets.",
+            "They broadcast: each output is compared with every target.",
+        )
     twice = _applied_twice(functions, activations)
     if twice:
         return (
@@ -132,6 +148,12 @@ def _mismatch(run: Run, functions: list[str], outputs: list[LayerInfo], final: f
             4,
             f"The negative log-likelihood of {name} is taken without a logarithm.",
             "The loss expects log-probabilities.",
+        )
+    if "softmax" in activations and functions[0] == "BinaryCrossEntropy":
+        return (
+            10,
+            f"{name} applies softmax before a binary cross-entropy.",
+            "Its outputs share a sum of 1, but each label is judged on its own: no two can be sure at once.",
         )
     if activations & set(RECTIFIED) and ("NllLoss" in text or "CrossEntropy" in text):
         return (
@@ -191,16 +213,17 @@ def _never_negative(functions: list[str]) -> bool:
 def _residuals(run: Run, squared: SquaredError, loss: Outcome, settings: Settings) -> Mismatch | None:
     """Judge a squared error by what its gradient tells of the targets."""
     name = squared.layer.name
-    last = _unshaped(run, squared.layer)
+    last = unshaped(run, squared.layer)
     activation = last.activation
     tail = slice(-max(settings.patience, len(run.steps) // 10), None)
     kept = median(squared.scale[tail]) / median(squared.scale[:3])
-    if kept < LOST_SCALE:
+    wobble = median(np.abs(np.diff(log(squared.scale))))
+    if kept < LOST_SCALE or wobble > WOBBLE:
         return (
             5,
             f"The error of {name} doesn't shrink with its gradient: shapes broadcast in the loss.",
-            f"Loss / gradient² should stay the same in training and grew {1 / kept:.3g}-fold: each output is "
-            "compared with every target.",
+            f"Loss / gradient² should stay the same in training; it changed {1 / kept:.3g}-fold, and by "
+            f"{wobble:.0%} from step to step: each output is compared with every target.",
         )
     low, high = RANGE.get(activation or "", (-math.inf, math.inf))
     missed = median(squared.largest[tail])
@@ -224,13 +247,6 @@ def _residuals(run: Run, squared: SquaredError, loss: Outcome, settings: Setting
             f"A network starts with outputs near 1 and moves them by small steps; {loss.text}.",
         )
     return None
-
-
-def _unshaped(run: Run, layer: LayerInfo) -> LayerInfo:
-    """Return the layer whose output this one shows, perhaps in another shape."""
-    while layer.activation is None and layer.role in PASSED_THROUGH and len(producers(run, layer)) == 1:
-        layer = producers(run, layer)[0]
-    return layer
 
 
 def _held_back(run: Run, layer: LayerInfo, rows: slice) -> float:

@@ -2,15 +2,17 @@
 
 What it finds
 fan-in × variance of the initial weights more than ten times below or above the critical value for the
-activation, in most layers, in a network without normalisation that does not train well. Or an output layer as
-much above 1, so that the first loss is more than twice that of a constant guess.
+activation, in most layers, and together a hundred times, in a network without normalisation that does not
+train well. Or an output layer more than ten times above 1 that makes the first loss more than twice that of a
+constant guess, or, where a guess's loss is not known, more than a hundred times above 1.
 
 Why it hurts
 Each layer shrinks or blows up signal and gradient by the same factor, and depth raises it to a power.
 
 What it is not
 torch's default initialisation in a shallow network: it is too small for ReLU by a factor of six, which
-few layers bear. Normalised layers are indifferent to the scale of their weights; layers that skip
+few layers bear. A single layer such as Xavier's first one of a scalar input, whose factor the others don't
+multiply. Normalised layers are indifferent to the scale of their weights; layers that skip
 connections bypass multiply nothing.
 
 Remedies
@@ -49,6 +51,7 @@ from gradscope.records import Finding, Run
 from gradscope.settings import Settings
 
 NAME = "poor-initialization"
+TOGETHER = 100.0  # product of the layers' factors, that is a signal ten times too large or too small
 LOUD = 2.0  # first loss / that of a constant guess; an untrained network's is 0.95 to 1.5
 LARGEST_USUAL = 2.0  # He's; the critical variance of GELU (4) or sigmoid (103) is in nobody's use
 
@@ -62,13 +65,11 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     inner = {} if skips(run) else {item: _factor(run, item) for item in layers}
     inner = {item: factor for item, factor in inner.items() if math.isfinite(factor)}
     loud = {item: _loudness(run, item, loss) for item in layers if feeds_output(run, item.layer)}
-    loud = {item: factor for item, factor in loud.items() if factor > settings.sigma_w2_factor}
+    least = settings.sigma_w2_factor if math.isfinite(loss.chance) else TOGETHER
+    loud = {item: factor for item, factor in loud.items() if factor > least}
     judged = inner | loud
     require(judged, "no layer's initial weights can be compared with theory")
-    off = [
-        item for item, factor in inner.items() if abs(math.log(factor)) > math.log(settings.sigma_w2_factor)
-    ]
-    off = [*(off if 2 * len(off) >= len(inner) else []), *loud]
+    off = [*_off(inner, settings), *loud]
     if not off or loss.progress == "trains":
         return None
     factor = math.exp(median(log(np.array([judged[item] for item in off]))))
@@ -97,6 +98,14 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     )
 
 
+def _off(factors: dict[WeightLayer, float], settings: Settings) -> list[WeightLayer]:
+    """Return the layers far from critical, if they are most and multiply to a factor that matters."""
+    logs = {item: math.log(factor) for item, factor in factors.items()}
+    off = [item for item, value in logs.items() if abs(value) > math.log(settings.sigma_w2_factor)]
+    together = abs(sum(logs[item] for item in off))
+    return off if 2 * len(off) >= len(factors) and together > math.log(TOGETHER) else []
+
+
 def _factor(run: Run, item: WeightLayer) -> float:
     """Return sigma_w² / critical sigma_w² of a layer, NaN where theory doesn't say."""
     activation = activation_after(run, item.layer)
@@ -110,10 +119,10 @@ def _factor(run: Run, item: WeightLayer) -> float:
 
 
 def _loudness(run: Run, item: WeightLayer, loss: Outcome) -> float:
-    """Return sigma_w² of an output layer whose first loss is far above a guess's, else 0."""
+    """Return sigma_w² of an output layer unless its first loss is near that of a guess, else 0."""
     first = float(column(run, "loss")[0])
-    loud = int(run.steps["step"].iloc[0]) == 0 and first > LOUD * loss.chance
-    if not loud or not item.layer.fan_in:
+    quiet = int(run.steps["step"].iloc[0]) > 0 or first <= LOUD * loss.chance
+    if quiet or not item.layer.fan_in or normalized_after(run, item.layer):
         return 0.0
     return theory.sigma_w2(float(item.weight.initial.get("std", 0.0)), item.layer.fan_in)
 

@@ -2,14 +2,15 @@
 
 What it finds
 A tanh, sigmoid or similar layer inside the network in which more than half of the outputs have a
-derivative under 5 % of the largest, over several recorded steps. Where the loss falls nevertheless, it must
+derivative under 5 % of the largest, over several recorded steps; or one at its end in which nine of ten have
+from the first step to the last. Where the loss falls nevertheless, it must
 also pass on less than a tenth of the gradient signal that it could.
 
 Why it hurts
 The gradient through such a unit is next to zero: what lies below hardly learns.
 
 What it is not
-A sure output: a sigmoid at the network's end that is near 0 or 1 may just be right. Gates of recurrent
+A sure output: a sigmoid at the network's end that has come near 0 or 1 may just be right. Gates of recurrent
 cells and attention may saturate. A network that trains well with it gets a note.
 
 Remedies
@@ -17,9 +18,9 @@ Xavier initialisation, scaled inputs, normalisation before the activation, a low
 unbounded activation.
 
 Evidence
-saturated_fraction (of the worst layer), saturated_layers, saturated_at_start, expected_fraction (for
-pre-activations of variance 1), preactivation_rms, passed_share (of the gradient signal, relative to the
-largest slope), loss_improvement.
+saturated_fraction (of the first layer to saturate), first_fraction (at the first of these steps),
+saturated_layers, saturated_at_start, expected_fraction (for pre-activations of variance 1),
+preactivation_rms, passed_share (of the gradient signal, relative to the largest slope), loss_improvement.
 
 References
 Glorot and Bengio 2010.
@@ -41,12 +42,17 @@ from gradscope.records import Finding, Run
 from gradscope.settings import Settings
 
 NAME = "saturated-activation"
+BORN = 0.9  # share of an untrained network's outputs at the flat ends that no chance puts there
 
 
 def detect(run: Run, settings: Settings) -> Finding | None:
     """Find bounded activations inside the network that are saturated for most inputs."""
     table = run.layer_table("activation_saturated_fraction").dropna(axis="columns", how="all")
-    inside = [name for name in table.columns if not feeds_output(run, run.layer(name))]
+    inside = [
+        name
+        for name in table.columns
+        if not feeds_output(run, run.layer(name)) or _shut_at_birth(run, name, settings)
+    ]
     require(inside, "no bounded activation inside the network was recorded")
     require_steps(run, settings.patience)
     stretches = {
@@ -57,14 +63,19 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     if not held:
         return None
     layers = sorted(held, key=lambda name: (held[name].first_row, run.layer(name).depth))
+    layers = [
+        name for name in layers if held[name].first_row == held[layers[0]].first_row
+    ]  # the others follow
     start, first = layers[0], held[layers[0]]
     share = float(np.nanmedian(table[start].to_numpy()[first.rows]))
     size = _preactivation(run, start, first.rows)
     loss = outcome(run, settings)
     activation = run.layer(start).activation or ""
+    harm = severity(loss, any(_matters(run, name, stretch, loss, settings) for name, stretch in held.items()))
+    shut = feeds_output(run, run.layer(start))
     return Finding(
         NAME,
-        severity(loss, any(_matters(run, name, stretch, loss, settings) for name, stretch in held.items())),
+        "warning" if shut and harm == "note" else harm,
         f"{share:.0%} of the outputs of {start} sit at the flat ends of {activation} ({listed(layers)}).",
         tuple(layers),
         (),
@@ -73,6 +84,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         _cause(run, start, first.first_row, size),
         present(
             saturated_fraction=share,
+            first_fraction=float(table[start].iloc[first.first_row]),
             saturated_layers=len(held),
             saturated_at_start=float(first.first_row <= 1),
             expected_fraction=theory.saturated_share(activation, 1.0)
@@ -83,6 +95,14 @@ def detect(run: Run, settings: Settings) -> Finding | None:
             loss_improvement=loss.improvement,
         ),
     )
+
+
+def _shut_at_birth(run: Run, name: str, settings: Settings) -> bool:
+    """Say whether an output was saturated when it knew nothing yet, still is, and passes no gradient."""
+    shares = run.layer_table("activation_saturated_fraction")[name].to_numpy()
+    shares = shares[np.isfinite(shares)]
+    shut = len(shares) > 1 and min(shares[0], shares[-1]) > BORN
+    return bool(shut) and _passed(run, name, slice(None)) < settings.passed_share
 
 
 def _matters(run: Run, name: str, stretch: Stretch, loss: Outcome, settings: Settings) -> bool:

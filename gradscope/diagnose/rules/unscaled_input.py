@@ -10,7 +10,8 @@ The first layer's outputs saturate or dominate, and its gradient is larger than 
 factor.
 
 What it is not
-Inputs that a normalisation layer takes first, or embeddings.
+Inputs that a normalisation layer takes first, or embeddings alone; what a layer that runs again and again,
+as in a loop over time, gave itself.
 
 Remedies
 Standardise the inputs with the training set's mean and standard deviation; a BatchNorm in front.
@@ -29,16 +30,17 @@ import math
 
 import numpy as np
 
-from gradscope.diagnose.architecture import WeightLayer, names, weight_layers, weights
+from gradscope.diagnose.architecture import WeightLayer, names, producers, unshaped, weight_layers, weights
 from gradscope.diagnose.outcome import outcome, severity
-from gradscope.diagnose.recurrence import recurrences
+from gradscope.diagnose.recurrence import FEWEST_CALLS, recurrences
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import median, require_steps, steps_of
 from gradscope.diagnose.wording import present
-from gradscope.records import Finding, Run
+from gradscope.records import Finding, LayerInfo, Run
 from gradscope.settings import Settings
 
 NAME = "unscaled-input"
+CARRIERS = ("shape", "dropout")  # what data may pass on their way to the first weights
 
 
 def detect(run: Run, settings: Settings) -> Finding | None:
@@ -49,8 +51,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         for item in weight_layers(run)
         if item.place == 0 and item.layer.role in ("linear", "convolution", "recurrent")
     ]
-    first = [item for item in first if not item.layer.inputs]
-    scales = {item: _input_rms(run, item, settings) for item in first}
+    scales = {item: _input_rms(run, item, settings) for item in first if _takes_data(run, item)}
     judged = {item: scale for item, scale in scales.items() if math.isfinite(scale)}
     require(judged, "no layer that takes the input has known weights and outputs")
     off = [item for item, scale in judged.items() if not settings.input_low < scale < settings.input_high]
@@ -77,6 +78,23 @@ def detect(run: Run, settings: Settings) -> Finding | None:
             loss_improvement=loss.improvement,
         ),
     )
+
+
+def _takes_data(run: Run, item: WeightLayer) -> bool:
+    """Say whether data reach a layer as they are, perhaps beside embeddings.
+
+    A layer that runs again and again in a step, as in a loop over time, takes what it gave itself.
+    """
+    sources = [unshaped(run, source) for source in producers(run, item.layer)]
+    raw = all(source.role in (*CARRIERS, "embedding") and not source.parameters for source in sources)
+    mixed = any(source.role == "embedding" for source in sources) and _wider(item, sources)
+    return (raw or mixed) and (item.layer.role == "recurrent" or item.layer.calls < FEWEST_CALLS)
+
+
+def _wider(item: WeightLayer, sources: list[LayerInfo]) -> bool:
+    """Say whether a layer takes more than what the layers before it give."""
+    widths = [source.output_shape[-1] for source in sources if source.output_shape]
+    return (item.layer.fan_in or 0) > sum(widths)
 
 
 def _cause(item: WeightLayer, scale: float, output: float) -> str:

@@ -32,7 +32,7 @@ from gradscope.diagnose.outcome import outcome
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import median, require_steps, steps_of
 from gradscope.diagnose.wording import listed, present
-from gradscope.records import Finding, LayerInfo, Run
+from gradscope.records import Finding, LayerInfo, ParameterInfo, Run
 from gradscope.settings import Settings
 
 NAME = "zero-gradient"
@@ -42,7 +42,7 @@ LASTING = 0.8
 def detect(run: Run, settings: Settings) -> Finding | None:
     """Find trained weights whose gradient is exactly zero."""
     table = run.parameter_table("gradient_norm")
-    weights = [item for item in run.parameters if item.trained and item.role == "weight"]
+    weights = [item for item in run.parameters if item.trained and item.role in ("weight", "embedding")]
     known = [item for item in weights if table[item.name].notna().any()]
     require(known, "no weight's gradient was recorded")
     require_steps(run, min(3, settings.patience))
@@ -54,16 +54,18 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     rows = np.flatnonzero((table[[item.name for item in zero]].to_numpy() == 0).any(axis=1))
     share = len(zero) / len(known)
     loss = outcome(run, settings)
-    blocked, why = _where(run)
+    blocked, why = _where(run, zero)
     layers = [item.layer for item in zero]
-    if loss.progress == "trains" and share < 0.5:
-        return None
+    empty = tuple(layer.name for layer in _empty(run, zero))
+    since_start = bool(rows[0] <= 1)
+    if share <= 0.5 and (loss.progress == "trains" or (loss.progress == "slow" and not since_start)):
+        return None  # they learned while they had a gradient, or aren't needed
     severe = share > 0.5 or loss.progress == "stuck"
     return Finding(
         NAME,
         "critical" if severe else "warning",
         f"The gradient of {len(zero)} of {len(known)} weights is exactly zero ({listed(layers)}).",
-        (blocked.name,) if blocked else tuple(dict.fromkeys(layers)),
+        empty or ((blocked.name,) if blocked else tuple(dict.fromkeys(layers))),
         tuple(item.name for item in zero),
         int(steps_of(run)[rows[0]]),
         int(steps_of(run)[rows[-1]]),
@@ -77,9 +79,9 @@ def _zero_share(values: np.ndarray) -> float:
     return float(np.mean(known == 0)) if len(known) else 0.0
 
 
-def _where(run: Run) -> tuple[LayerInfo | None, str]:
+def _where(run: Run, zero: list[ParameterInfo]) -> tuple[LayerInfo | None, str]:
     """Return the layer at which the gradient is lost, seen from the loss, and the reason in words."""
-    silent = _silent(run)
+    silent = _silent(run) or next(iter(_empty(run, zero)), None)
     if silent is not None:
         return silent, _silence(run, silent)
     table = run.layer_table("signal_rms")
@@ -114,10 +116,25 @@ def _silent(run: Run) -> LayerInfo | None:
 
 
 def _silence(run: Run, layer: LayerInfo) -> str:
-    weights = [run.parameter(name) for name in layer.parameters if run.parameter(name).role == "weight"]
-    empty = bool(weights) and all(item.initial.get("absmax") == 0 for item in weights)
-    why = ": all its weights started at zero" if empty else ", so nothing passes back through it"
+    why = (
+        ": all its weights started at zero"
+        if _starts_empty(run, layer)
+        else ", so nothing passes back through it"
+    )
     return f"Every output of {layer.name} is zero{why}."
+
+
+def _starts_empty(run: Run, layer: LayerInfo) -> bool:
+    """Say whether all weights of a layer started at zero."""
+    items = [run.parameter(name) for name in layer.parameters]
+    weights = [item for item in items if item.role in ("weight", "embedding")]
+    return bool(weights) and all(item.initial.get("absmax") == 0 for item in weights)
+
+
+def _empty(run: Run, zero: list[ParameterInfo]) -> list[LayerInfo]:
+    """Return the layers without any gradient that give only zeros since their weights started there."""
+    names = {item.layer for item in zero}
+    return [layer for layer in run.layers if layer.name in names and _starts_empty(run, layer)]
 
 
 def _reason(run: Run, layer: LayerInfo, above: LayerInfo | None) -> tuple[LayerInfo, str]:

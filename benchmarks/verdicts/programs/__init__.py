@@ -22,6 +22,7 @@ from benchmarks.verdicts.programs import (
     regression,
     residual,
     segmentation,
+    sets,
     tabular,
     temporal,
     transfer,
@@ -54,6 +55,7 @@ TUNING: dict[str, tuple[Program, ...]] = {
 # Written by somebody who had read no rule and seen no verdict, and fixed before any rule was run on them.
 HELD_OUT: dict[str, tuple[Program, ...]] = {
     "audio": audio.PROGRAMS,
+    "sets": sets.PROGRAMS,
 }
 FAMILIES = TUNING | HELD_OUT
 PROGRAMS: dict[str, Program] = {

@@ -23,7 +23,7 @@ def _clips(noise: float = 0.2, unit: float = 1.0, level: float = 0.0) -> Pair:
     """Return clips (640, 1, 256) of deviation about 0.7 that fall silent in their last quarter, and their
     classes: low tone, high tone, rising chirp, falling chirp, clicks.
 
-    noise: deviation of what is added while there is sound; the clip is multiplied by `unit`, raised by `level`.
+    noise: deviation of what is added to the sound; the clip is multiplied by `unit`, raised by `level`.
     """
     random = torch.Generator().manual_seed(101)
     classes = torch.arange(640) % 5

@@ -43,7 +43,7 @@ def _clouds(unit: float = 1.0, east: float = 0.0) -> Pair:
 
 @cache
 def _samples() -> Pair:
-    """Return samples (800, 16, 1) of Gaussians and the logarithm of their deviation (800, 1), standardised."""
+    """Return samples (800, 16, 1) of Gaussians and the logarithm of their deviation (800, 1)."""
     random = torch.Generator().manual_seed(112)
     size = 2 * torch.rand(800, 1, generator=random) - 1
     drawn = torch.randn(800, POINTS, 1, generator=random)
@@ -108,7 +108,7 @@ def _pooled(
         encoder.insert(0, front())
     model = _Set(encoder, pool(), net.mlp((width, WIDTH, 5)))
     prepare(model)
-    options = {"optimizer": adam(5e-3), "steps": 300, **(fit or {})}
+    options = {"optimizer": adam(5e-3), "steps": 500, **(fit or {})}
     return classify(model, data or _clouds(), **options)
 
 
@@ -127,7 +127,7 @@ class _Attending(nn.Module):
     empty: marks points as padding where they are, and not where they are not.
     """
 
-    def __init__(self, sharp: float = 1.0, empty: bool = False, seeds: int = 2):
+    def __init__(self, sharp: float = 1.0, empty: bool = False, seeds: int = 1):
         super().__init__()
         self.seeds = nn.Parameter(torch.randn(seeds, WIDTH))
         self.attend = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
@@ -161,7 +161,7 @@ class _Induced(nn.Module):
 
 
 class _Squash(nn.Module):
-    """Shorten vectors to less than one; `safety` under the root, whose slope at the zero vector is infinite."""
+    """Shorten vectors to less than one; `safety` under the root, which is steep at zero."""
 
     def __init__(self, safety: float):
         super().__init__()
@@ -181,12 +181,12 @@ class _Capsules(nn.Module):
         self.squash = _Squash(safety)
 
     def forward(self, points: Tensor) -> Tensor:
-        votes = torch.einsum("bpf,cfd->bcpd", points, self.vote)
+        votes = self.squash(torch.einsum("bpf,cfd->bcpd", points, self.vote))
         trust = torch.zeros(votes.shape[:3])
         for _ in range(2):
             chosen = (trust.softmax(1)[..., None] * votes).mean(2)
             trust = trust + (votes.detach() * self.squash(chosen.detach())[:, :, None]).sum(3)
-        return 10 * self.squash((trust.softmax(1)[..., None] * votes).mean(2)).square().sum(2)
+        return 40 * (trust.softmax(1)[..., None] * votes).mean(2).square().sum(2)
 
 
 class _Turn(nn.Module):
@@ -218,16 +218,16 @@ def _capsules(safety: float) -> Setup:
     model = _Set(_point(), _Capsules(safety), nn.Identity())
     inputs, targets = _clouds()
     padded = torch.cat([inputs, torch.zeros(len(inputs), 4, 2)], 1)
-    return classify(model, (padded, targets), adam(5e-3), steps=200)
+    return classify(model, (padded, targets), adam(1e-2), steps=250)
 
 
 REF, SEEDS, INDUCED, SPREAD = "sets-mean", "sets-seeds", "sets-self-attention", "sets-deviation"
 PROGRAMS = (
     Program("sets-mean", _pooled, target=0.9),
     Program("sets-maximum", partial(_pooled, _maximum), REF),
-    Program("sets-sum", partial(_pooled, _Sum, {"optimizer": adam(1e-3), "steps": 500}), REF),
+    Program("sets-sum", partial(_pooled, _Sum, {"optimizer": adam(3e-3), "steps": 1000}), REF),
     Program("sets-seeds", partial(_pooled, _Attending), target=0.85),
-    Program("sets-self-attention", partial(_pooled, partial(_Induced, 2, False)), target=0.9),
+    Program("sets-self-attention", partial(_pooled, partial(_Induced, 2, False), {"steps": 250}), target=0.9),
     Program("sets-turned-first", partial(_pooled, front=_Turn), REF),
     Program("sets-half-units-closed", partial(_pooled, width=96, fit={"optimizer": rmsprop(3e-3)}), REF),
     Program(
@@ -236,17 +236,17 @@ PROGRAMS = (
         REF,
     ),
     Program("sets-deviation", _deviation, target=0.9),
-    Program("sets-capsules", partial(_capsules, 1e-6), target=0.85),
+    Program("sets-capsules", partial(_capsules, 1e-6), target=0.7),
     Program(
         "sets-mean-narrow",
         partial(
-            _pooled, point=partial(_point, 4, nn.Tanh), width=4, fit={"optimizer": adam(1e-2), "steps": 400}
+            _pooled, point=partial(_point, 4, nn.Tanh), width=4, fit={"optimizer": adam(1e-2), "steps": 800}
         ),
-        target=0.85,
+        target=0.7,
     ),
     Program(
         "sets-sharp-seeds",
-        partial(_pooled, partial(_Attending, 25.0)),
+        partial(_pooled, partial(_Attending, 100.0)),
         SEEDS,
         ("attention-collapse", "poor-initialization"),
         ("pool.attend", "pool"),
@@ -266,8 +266,8 @@ PROGRAMS = (
         ("pool.squash", "pool"),
     ),
     Program(
-        "sets-self-attention-bare-8",
-        partial(_pooled, partial(_Induced, 8, True)),
+        "sets-self-attention-bare-6",
+        partial(_pooled, partial(_Induced, 6, True), {"steps": 250}),
         INDUCED,
         ("rank-collapse", "vanishing-signal", "vanishing-gradient", "attention-collapse"),
         ("pool.*",),
@@ -275,7 +275,7 @@ PROGRAMS = (
     Program(
         "sets-pooled-under-no-grad",
         partial(
-            _pooled, _Cut, {"optimizer": adam(1e-2), "steps": 400}, point=partial(_point, 4, nn.Tanh), width=4
+            _pooled, _Cut, {"optimizer": adam(1e-2), "steps": 800}, point=partial(_point, 4, nn.Tanh), width=4
         ),
         "sets-mean-narrow",
         ("missing-gradient",),

@@ -9,9 +9,14 @@ from benchmarks.verdicts.programs import (
     attention,
     audio,
     autoencoder,
+    cells,
     convolution,
     density,
+    discrete,
+    events,
     gan,
+    gates,
+    heads,
     language,
     mlp,
     physics,
@@ -27,6 +32,7 @@ from benchmarks.verdicts.programs import (
     temporal,
     transfer,
     translation,
+    vision,
 )
 
 # Rules may be tuned on these families only.
@@ -56,6 +62,12 @@ TUNING: dict[str, tuple[Program, ...]] = {
 HELD_OUT: dict[str, tuple[Program, ...]] = {
     "audio": audio.PROGRAMS,
     "sets": sets.PROGRAMS,
+    "gates": gates.PROGRAMS,
+    "heads": heads.PROGRAMS,
+    "cells": cells.PROGRAMS,
+    "events": events.PROGRAMS,
+    "vision": vision.PROGRAMS,
+    "discrete": discrete.PROGRAMS,
 }
 FAMILIES = TUNING | HELD_OUT
 PROGRAMS: dict[str, Program] = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.verdicts import networks as net
 from benchmarks.verdicts.data import Pair
 from benchmarks.verdicts.program import Program, Setup
-from benchmarks.verdicts.tasks import adam, adamw, classify, regress, sgd
+from benchmarks.verdicts.tasks import adam, classify, regress, sgd
 
 LENGTH, RATE = 256, 8000  # samples of a clip, samples a second
 
@@ -60,7 +60,6 @@ class _Listener(nn.Module):
         norm: Callable[[int], nn.Module] | None = None,
         initialise: net.Initialise | None = net.he,
         outputs: int = 5,
-        end: nn.Module | None = None,
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -70,11 +69,11 @@ class _Listener(nn.Module):
             layers += [nn.Conv1d(fan_in, fan_out, size, stride), *([norm(fan_out)] if norm else [])]
             layers.append(activation())
         self.body, self.dropout = nn.Sequential(*layers), nn.Dropout(dropout)
-        self.head, self.end = nn.Linear(24, outputs), end or nn.Identity()
+        self.head = nn.Linear(24, outputs)
         net.initialised(self, initialise)
 
     def forward(self, clips: Tensor) -> Tensor:
-        return self.end(self.head(self.dropout(self.body(self.front(clips)).mean(2))))
+        return self.head(self.dropout(self.body(self.front(clips)).mean(2)))
 
 
 def _listen(
@@ -92,11 +91,6 @@ def _listen(
 def _pitch(hertz: bool, fit: dict[str, Any] | None = None) -> Setup:
     model = _Listener(outputs=1)
     return regress(model, _pitches(hertz), **{"optimizer": adam(3e-3), "steps": 200, **(fit or {})})
-
-
-def _shut(model: _Listener) -> None:
-    """Load a bias that closes every ReLU of the second convolution."""
-    nn.init.constant_(model.body[2].bias, -30.0)
 
 
 class _Spectrogram(nn.Module):
@@ -125,13 +119,12 @@ class _Standardise(nn.Module):
         return (inputs - inputs.mean(self.axes, keepdim=True)) / (spread + 1e-5)
 
 
-def _see(floor: float, fit: dict[str, Any] | None = None, end: nn.Module | None = None) -> Setup:
+def _see(floor: float, fit: dict[str, Any] | None = None) -> Setup:
     """Classify spectrograms as if their frequencies were channels."""
     body = nn.Sequential(nn.Conv1d(33, 24, 3), nn.ReLU(), nn.AdaptiveMaxPool1d(2), nn.Flatten())
     model = nn.Sequential()
     model.front, model.scale = _Spectrogram(floor), _Standardise(1, 2)
     model.body, model.head = body, nn.Linear(48, 5)
-    model.end = end or nn.Identity()
     return classify(model, _clips(), **{"optimizer": adam(3e-3), "steps": 150, **(fit or {})})
 
 
@@ -222,13 +215,6 @@ PROGRAMS = (
         ("output-mismatch", "exploding-gradient", "learning-rate-too-high", "loss-divergence", "non-finite"),
     ),
     Program(
-        "audio-shut-convolution",
-        partial(_listen, prepare=_shut),
-        REF,
-        ("dead-units", "poor-initialization"),
-        ("body.2", "body.3"),
-    ),
-    Program(
         "audio-rate-halved-each-step",
         partial(_listen, {"schedule": lambda step: 0.5**step}),
         REF,
@@ -245,11 +231,5 @@ PROGRAMS = (
         partial(_listen, {"optimizer": sgd(0.3, momentum=0.999)}),
         "audio-momentum",
         ("learning-rate-too-high", "loss-divergence"),
-    ),
-    Program(
-        "audio-decay-for-rate",
-        partial(_listen, {"optimizer": adamw(3e-3, weight_decay=100.0)}),
-        REF,
-        ("excessive-weight-decay",),
     ),
 )

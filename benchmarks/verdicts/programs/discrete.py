@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from benchmarks.verdicts import networks as net
 from benchmarks.verdicts.data import digits
 from benchmarks.verdicts.program import Batch, Program, Setup
-from benchmarks.verdicts.tasks import adam, adamw, classify, regress, sgd
+from benchmarks.verdicts.tasks import adam, classify, regress, sgd
 
 WIDTH = 64
 
@@ -25,7 +25,7 @@ def _through(hard: Tensor, soft: Tensor) -> Tensor:
 
 
 class _Binary(nn.Linear):
-    """Use only the signs of the weights, times their mean size (Rastegari 2016); straight: let gradients pass."""
+    """Use only the signs of the weights, times their mean size (Rastegari 2016)."""
 
     def __init__(self, fan_in: int, fan_out: int, straight: bool = True):
         super().__init__(fan_in, fan_out)
@@ -70,14 +70,16 @@ def _stack(
     factor: float = 1.0,
     prepare: Callable[[nn.Module], object] = lambda model: None,
     unit: float = 1.0,
+    depth: int = 2,
+    width: int = WIDTH,
 ) -> Setup:
-    """Classify digits by two hidden layers of some kind, between an entrance and a head that are not."""
+    """Classify digits by hidden layers of some kind, between an entrance and a head that are not."""
     inputs, targets = digits()
-    layers: list[nn.Module] = [nn.Linear(64, WIDTH), activation()]
-    for _ in range(2):
-        layers += [linear(WIDTH, WIDTH), *([nn.BatchNorm1d(WIDTH)] if norm else []), activation()]
+    layers: list[nn.Module] = [nn.Linear(64, width), activation()]
+    for _ in range(depth):
+        layers += [linear(width, width), *([nn.BatchNorm1d(width)] if norm else []), activation()]
     model = nn.Sequential()
-    model.front, model.body, model.head = front(), nn.Sequential(*layers), nn.Linear(WIDTH, 10)
+    model.front, model.body, model.head = front(), nn.Sequential(*layers), nn.Linear(width, 10)
     prepare(model)
 
     def loss(answer: Tensor, wanted: Tensor) -> Tensor:
@@ -99,7 +101,7 @@ class _Masked(nn.Linear):
 
 
 class _Leaky(nn.Module):
-    """Neurons that leak, and fire above a threshold (Neftci 2019); sharp: how narrow the slope is around it."""
+    """Neurons that leak, and fire above a threshold (Neftci 2019); sharp: how narrow its slope is."""
 
     def __init__(self, threshold: float, sharp: float):
         super().__init__()
@@ -172,19 +174,19 @@ def _coded(
         return F.mse_loss(model(batch[0]), batch[0]) + gap * model.neck.gap
 
     inputs = digits()[0]
-    options = {"optimizer": adam(5e-3), "steps": 300, **(fit or {})}
+    options = {"optimizer": adam(5e-3), "steps": 500, **(fit or {})}
     return replace(regress(_Coder(spread, straight), (inputs, inputs), **options), loss=loss)
 
 
 class _Choice(nn.Module):
-    """Choose one of eight symbols, three times, by noisy logits (Jang 2017); heat: of the softmax."""
+    """Choose one of eight symbols, three times, by noisy logits (Jang 2017), or by the largest if `hard`."""
 
     def __init__(self, heat: float, hard: bool):
         super().__init__()
         self.heat, self.hard = heat, hard
 
     def forward(self, inputs: Tensor) -> Tensor:
-        logits = inputs.unflatten(1, (6, 8))
+        logits = inputs.unflatten(1, (3, 8))
         if self.hard:
             return F.one_hot(logits.argmax(2), 8).float().flatten(1)
         if not self.training:
@@ -193,13 +195,11 @@ class _Choice(nn.Module):
 
 
 class _Speaker(nn.Module):
-    """Say a digit in six symbols, and guess it from them."""
+    """Say a digit in three symbols, and guess it from them."""
 
     def __init__(self, heat: float, hard: bool):
         super().__init__()
-        self.speaker, self.choice, self.hearer = nn.Linear(64, 48), _Choice(heat, hard), net.mlp((48, 32, 10))
-        if hard:
-            nn.init.normal_(self.speaker.weight[:, 4:], 0, 0.02)
+        self.speaker, self.choice, self.hearer = nn.Linear(64, 24), _Choice(heat, hard), net.mlp((24, 32, 10))
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.hearer(self.choice(self.speaker(inputs)))
@@ -210,7 +210,7 @@ def _speak(heat: float = 1.0, hard: bool = False, fit: dict[str, Any] | None = N
 
 
 class _FixedPoint(nn.Module):
-    """Scale by the largest input of each sample, round, scale back; a blank sample is 0 / 0 without `safety`."""
+    """Scale by the largest input of each sample, round; a blank sample is 0 / 0 without `safety`."""
 
     def __init__(self, safety: float):
         super().__init__()
@@ -220,14 +220,6 @@ class _FixedPoint(nn.Module):
         positive = (inputs - 1.5).relu()
         largest = positive[:, ::9].amax(1, keepdim=True) + self.safety
         return _through((7 * positive / largest).round() / 7, positive / largest)
-
-
-def _half_shut(model: Any) -> None:
-    nn.init.constant_(model.body[2].bias, -500.0)
-
-
-def _saturated(model: Any) -> None:
-    net.initialised(model.body, net.normal(8.0))
 
 
 REF, ROUNDED, SPIKES, CODED = (
@@ -245,6 +237,11 @@ PROGRAMS = (
         "discrete-rounded", partial(_stack, activation=lambda: nn.Sequential(nn.ReLU(), _Rounded(8.0))), REF
     ),
     Program("discrete-pruned-to-a-tenth", partial(_stack, PRUNED), REF),
+    Program(
+        "discrete-steps",
+        partial(_stack, activation=partial(_Step, 1.0), depth=5, width=24, fit={"steps": 300}),
+        target=0.85,
+    ),
     Program("discrete-spikes", _spiking, target=0.95),
     Program("discrete-codebook", _coded, target=0.35),
     Program("discrete-symbols", _speak, target=0.85),
@@ -258,8 +255,8 @@ PROGRAMS = (
     ),
     Program(
         "discrete-step-without-slope",
-        partial(_stack, activation=partial(_Step, 0.0), norm=False, fit={"steps": 60}),
-        "discrete-binary-both",
+        partial(_stack, activation=partial(_Step, 0.0), depth=5, width=24),
+        "discrete-steps",
         ("zero-gradient", "missing-gradient"),
         ("body.*",),
     ),
@@ -306,8 +303,15 @@ PROGRAMS = (
         ("neck",),
     ),
     Program(
+        "discrete-symbols-most-likely",
+        partial(_speak, 1.0, True),
+        "discrete-symbols",
+        ("missing-gradient",),
+        ("speaker",),
+    ),
+    Program(
         "discrete-symbols-cold",
-        partial(_speak, 1e-42),
+        partial(_speak, 0.0),
         "discrete-symbols",
         ("non-finite",),
         ("choice",),
@@ -323,7 +327,7 @@ PROGRAMS = (
         "discrete-half-underflow",
         partial(_stack, norm=False, fit=HALF, factor=1e-8),
         "discrete-half",
-        ("gradient-underflow", "epsilon-floor"),
+        ("gradient-underflow", "zero-gradient"),
     ),
     Program(
         "discrete-half-overflow",
@@ -331,50 +335,5 @@ PROGRAMS = (
         "discrete-half",
         ("non-finite", "unscaled-input"),
         ("front", "body.*"),
-    ),
-    Program(
-        "discrete-tanh-saturated",
-        partial(
-            _stack,
-            activation=nn.Tanh,
-            norm=False,
-            prepare=_saturated,
-            fit={"optimizer": sgd(0.1), "steps": 400},
-        ),
-        "discrete-tanh",
-        ("saturated-activation", "exploding-gradient", "poor-initialization"),
-        ("body.*",),
-    ),
-    Program(
-        "discrete-shut-layer",
-        partial(_stack, norm=False, prepare=_half_shut),
-        REF,
-        ("dead-units", "poor-initialization"),
-        ("body.2", "body.3"),
-    ),
-    Program(
-        "discrete-tanh-never-zeroed",
-        partial(
-            _stack,
-            activation=nn.Tanh,
-            norm=False,
-            fit={"optimizer": sgd(0.3), "steps": 400, "zero_gradients": False},
-        ),
-        "discrete-tanh",
-        ("gradient-not-zeroed",),
-    ),
-    Program(
-        "discrete-binary-decay",
-        partial(_stack, _Binary, norm=False, fit={"optimizer": adamw(3e-3, weight_decay=100.0)}),
-        REF,
-        ("excessive-weight-decay",),
-    ),
-    Program(
-        "discrete-clipped-to-nothing",
-        partial(
-            _stack, activation=nn.Tanh, norm=False, fit={"optimizer": sgd(0.1), "clip": 1e-4, "steps": 200}
-        ),
-        "discrete-tanh",
-        ("over-clipping",),
     ),
 )

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from benchmarks.verdicts import networks as net
 from benchmarks.verdicts.data import digits, friedman, images
 from benchmarks.verdicts.program import Program, Setup
-from benchmarks.verdicts.tasks import adam, adamw, classify, regress, sgd
+from benchmarks.verdicts.tasks import adam, classify, regress, sgd
 
 WIDTH = 32
 
@@ -224,13 +224,6 @@ PROGRAMS = (
         ("layers.*",),
     ),
     Program(
-        "gates-units-16",
-        partial(_units, 16),
-        UNITS,
-        ("vanishing-signal", "vanishing-gradient", "poor-initialization"),
-        ("layers.*",),
-    ),
-    Program(
         "gates-products-loud",
         partial(_units, 5, _itself, False, {"optimizer": sgd(0.01)}, net.normal(0.6)),
         "gates-products-normed",
@@ -267,18 +260,6 @@ PROGRAMS = (
     ),
     Program(
         "gates-powers-of-zero", partial(_powers, 0.0), "gates-powers", ("non-finite",), ("0", "0.powers")
-    ),
-    Program(
-        "gates-highway-adam-lr-1",
-        partial(_highway, 4, fit={"optimizer": adam(1.0)}),
-        REF,
-        ("learning-rate-too-high",),
-    ),
-    Program(
-        "gates-decay-40",
-        partial(_highway, 4, fit={"optimizer": adamw(3e-3, weight_decay=40.0)}),
-        REF,
-        ("excessive-weight-decay",),
     ),
     Program(
         "gates-units-clipped-away",

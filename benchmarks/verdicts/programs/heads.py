@@ -130,11 +130,6 @@ def _new_trunk(model: _Heads) -> list[nn.Parameter]:
     return old
 
 
-def _frozen(model: _Heads) -> None:
-    """Freeze what was meant to be thawed."""
-    model.trunk.requires_grad_(False)
-
-
 def _copied_classes(model: _Heads) -> None:
     """Start the units of the heads of class and parity as copies of one unit."""
     for head in (model.digit, model.odd):
@@ -153,6 +148,7 @@ def _ascend(answers: Answers, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 REF, NARROW, PLAIN = "heads-three", "heads-narrow", "heads-plain-descent"
+TINY = (1e-11, 1e-11, 1e-11)
 NARROW_FIT: dict[str, Any] = {"optimizer": adam(1e-2), "steps": 400}
 PROGRAMS = (
     Program("heads-three", _learn, target=0.95),
@@ -189,13 +185,6 @@ PROGRAMS = (
         ("trunk.*",),
     ),
     Program(
-        "heads-trunk-frozen",
-        partial(_learn, NARROW_FIT, neck=4, prepare=_frozen),
-        NARROW,
-        ("not-optimized", "missing-gradient"),
-        ("trunk.*",),
-    ),
-    Program(
         "heads-one-unit-softmax",
         partial(_learn, losses=_probable, end=nn.Softmax(1)),
         "heads-probability",
@@ -215,9 +204,17 @@ PROGRAMS = (
         ("learning-rate-too-high", "exploding-gradient", "loss-divergence", "non-finite"),
     ),
     Program(
-        "heads-losses-times-1e-11", partial(_learn, weights=(1e-11, 1e-11, 1e-11)), REF, ("epsilon-floor",)
+        "heads-losses-times-1e-11",
+        partial(_learn, weights=TINY),
+        REF,
+        ("epsilon-floor", "learning-rate-too-low"),
     ),
-    Program("heads-class-climbed", partial(_learn, losses=_ascend), REF, ("loss-divergence",)),
+    Program(
+        "heads-class-climbed",
+        partial(_learn, losses=_ascend),
+        REF,
+        ("loss-divergence", "exploding-signal"),
+    ),
     Program(
         "heads-copied-units",
         partial(_learn, prepare=_copied_classes),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.verdicts import networks as net
 from benchmarks.verdicts.data import Pair
 from benchmarks.verdicts.program import Program, Setup
-from benchmarks.verdicts.tasks import adam, adamw, classify, regress, rmsprop, sgd
+from benchmarks.verdicts.tasks import adam, classify, regress, rmsprop, sgd
 
 POINTS, WIDTH = 16, 24
 
@@ -110,10 +110,6 @@ def _pooled(
     prepare(model)
     options = {"optimizer": adam(5e-3), "steps": 500, **(fit or {})}
     return classify(model, data or _clouds(), **options)
-
-
-def _shut(model: Any) -> None:
-    nn.init.constant_(model.point[2].bias, -50.0)
 
 
 def _all_alike(model: Any) -> None:
@@ -282,13 +278,6 @@ PROGRAMS = (
         ("point.*",),
     ),
     Program(
-        "sets-shut-points",
-        partial(_pooled, prepare=_shut),
-        REF,
-        ("dead-units", "poor-initialization"),
-        ("point.2", "point.3"),
-    ),
-    Program(
         "sets-all-alike",
         partial(_pooled, prepare=_all_alike),
         REF,
@@ -315,22 +304,9 @@ PROGRAMS = (
         ("point.0",),
     ),
     Program(
-        "sets-deviation-relu-output",
-        partial(_deviation, end=nn.ReLU),
-        SPREAD,
-        ("output-mismatch", "dead-units"),
-        ("answer.2", "answer.3"),
-    ),
-    Program(
         "sets-epsilon-10",
         partial(_pooled, fit={"optimizer": adam(5e-3, eps=10.0)}),
         REF,
         ("epsilon-floor", "learning-rate-too-low"),
-    ),
-    Program(
-        "sets-decay-30",
-        partial(_pooled, fit={"optimizer": adamw(5e-3, weight_decay=30.0)}),
-        REF,
-        ("excessive-weight-decay",),
     ),
 )

@@ -93,6 +93,11 @@ def _pitch(hertz: bool, fit: dict[str, Any] | None = None) -> Setup:
     return regress(model, _pitches(hertz), **{"optimizer": adam(3e-3), "steps": 200, **(fit or {})})
 
 
+def _standardised(model: _Listener) -> None:
+    """Let BatchNorm bring the clips to unit scale."""
+    model.front = nn.BatchNorm1d(1)
+
+
 class _Spectrogram(nn.Module):
     """Turn clips (batch, 1, 256) into (batch, 33, frames): the logarithm of the power, plus a floor."""
 
@@ -176,6 +181,16 @@ MOMENTUM = {"optimizer": sgd(0.05, momentum=0.9)}
 PROGRAMS = (
     Program("audio-waveform", _listen, target=0.97),
     Program("audio-batchnorm", partial(_listen, norm=nn.BatchNorm1d), REF),
+    Program(
+        "audio-16-bit-batchnorm",
+        partial(_listen, prepare=_standardised, sound={"unit": 1e4, "level": 300.0}),
+        REF,
+    ),
+    Program(
+        "audio-cosine-to-zero",
+        partial(_listen, {"schedule": lambda step: 0.5 + 0.5 * math.cos(math.pi * step / 200)}),
+        REF,
+    ),
     Program("audio-momentum", partial(_listen, MOMENTUM), REF),
     Program("audio-half-dropped", partial(_listen, dropout=0.5, activation=nn.GELU), REF),
     Program("audio-loud-noise", partial(_listen, sound={"noise": 1.0}), REF),

@@ -220,14 +220,14 @@ PROGRAMS = (
     ),
     Program(
         "cells-growing-diagonal",
-        partial(_add, partial(_Diagonal, 1.6, 1.9), {"optimizer": sgd(0.01)}, 24),
+        partial(_add, partial(_Diagonal, 1.6, 1.9), {"steps": 300}, 24),
         "cells-diagonal-24",
         ("exploding-signal", "exploding-gradient", "non-finite", "poor-initialization"),
         ("cell", "cell.*"),
     ),
     Program(
         "cells-saturated",
-        partial(_add, partial(_elman, nn.Tanh, net.scaled(net.orthogonal, 40.0)), {"optimizer": sgd(0.01)}),
+        partial(_add, partial(_elman, nn.Tanh, net.scaled(net.orthogonal, 40.0))),
         REF,
         ("saturated-activation", "exploding-gradient", "poor-initialization"),
         ("cell", "cell.*"),
@@ -240,7 +240,7 @@ PROGRAMS = (
         ("cell", "cell.*"),
     ),
     Program(
-        "cells-numbers-in-millions",
+        "cells-unscaled-numbers",
         partial(_add, _elman, {"optimizer": sgd(0.05, momentum=0.9), "steps": 300}, unit=1e5),
         "cells-clipped-momentum",
         ("unscaled-input", "saturated-activation"),
@@ -284,7 +284,7 @@ PROGRAMS = (
         partial(
             _add,
             partial(_elman, nn.ReLU, net.scaled(net.orthogonal, 3.0)),
-            {"optimizer": sgd(0.01), "clip": 1e10, "steps": 100},
+            {"clip": 1e10},
             12,
         ),
         "cells-relu-identity",

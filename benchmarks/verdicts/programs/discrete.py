@@ -247,6 +247,7 @@ PROGRAMS = (
     Program("discrete-symbols", _speak, target=0.85),
     Program("discrete-symbols-hot", partial(_speak, 3.0), "discrete-symbols"),
     Program("discrete-fixed-point", partial(_stack, front=partial(_FixedPoint, 0.1)), target=0.85),
+    Program("discrete-trained-to-zero", partial(_stack, fit={"steps": 500}), REF),
     Program("discrete-half", partial(_stack, norm=False, fit=HALF), REF),
     Program(
         "discrete-tanh",

@@ -165,6 +165,10 @@ def _money(inputs: Tensor, targets: Tensor) -> Pair:
     return inputs, 2e5 + 5e4 * targets
 
 
+def _in_money(answers: Tensor) -> Tensor:
+    return 2e5 + 5e4 * answers
+
+
 def _tiny(inputs: Tensor, targets: Tensor) -> Pair:
     return inputs, 1e-9 * targets
 
@@ -232,6 +236,7 @@ PROGRAMS = (
     Program("events-counts", _count, target=0.7),
     Program("events-counts-softplus", partial(_count, log_input=False, end=nn.Softplus()), COUNTS),
     Program("events-survival", _survive, target=0.75),
+    Program("events-money-made-inside", partial(_plain, change=_money, end=net.Apply(_in_money)), REF),
     Program("events-median", partial(_plain, _pinball(0.5)), REF),
     Program(
         "events-outliers-huber", partial(_plain, F.smooth_l1_loss, change=_outliers, wanted=True), target=0.7

@@ -198,12 +198,14 @@ def _powers(floor: float) -> Setup:
 
 
 REF, UNITS, HYPER, FILM = "gates-highway-4", "gates-units-4", "gates-made-weights", "gates-modulated"
+MOMENTUM: dict[str, Any] = {"optimizer": sgd(0.05, momentum=0.9), "clip": 5.0, "steps": 200}
 PROGRAMS = (
     Program("gates-highway-4", partial(_highway, 4), target=0.97),
     Program("gates-highway-20", partial(_highway, 20), REF),
     Program("gates-highway-nearly-closed", partial(_highway, 6, -6.0), REF),
     Program("gates-units-4", partial(_units, 4), target=0.97),
     Program("gates-swish-normed", partial(_units, 4, F.silu, True, {"steps": 400}), UNITS),
+    Program("gates-units-momentum", partial(_units, 4, norm=True, fit=MOMENTUM), UNITS),
     Program("gates-products-normed", partial(_units, 3, _itself, True), UNITS),
     Program("gates-excited", _excited, target=0.95),
     Program("gates-modulated", partial(_modulated, 1.0), target=0.97),
@@ -263,8 +265,8 @@ PROGRAMS = (
     ),
     Program(
         "gates-units-clipped-away",
-        partial(_units, 4, fit={"optimizer": sgd(0.1), "clip": 1e-3, "steps": 150}),
-        UNITS,
+        partial(_units, 4, norm=True, fit={**MOMENTUM, "clip": 1e-4}),
+        "gates-units-momentum",
         ("over-clipping",),
     ),
     Program(

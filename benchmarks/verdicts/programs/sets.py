@@ -218,6 +218,7 @@ def _capsules(safety: float) -> Setup:
 
 
 REF, SEEDS, INDUCED, SPREAD = "sets-mean", "sets-seeds", "sets-self-attention", "sets-deviation"
+FULL: dict[str, Any] = {"optimizer": sgd(0.2, momentum=0.9), "batch_size": 800}
 PROGRAMS = (
     Program("sets-mean", _pooled, target=0.9),
     Program("sets-maximum", partial(_pooled, _maximum), REF),
@@ -228,7 +229,7 @@ PROGRAMS = (
     Program("sets-half-units-closed", partial(_pooled, width=96, fit={"optimizer": rmsprop(3e-3)}), REF),
     Program(
         "sets-full-batch-momentum",
-        partial(_pooled, fit={"optimizer": sgd(0.2, momentum=0.9), "batch_size": 800}),
+        partial(_pooled, fit=FULL),
         REF,
     ),
     Program("sets-deviation", _deviation, target=0.9),
@@ -292,8 +293,8 @@ PROGRAMS = (
     ),
     Program(
         "sets-sum-loud",
-        partial(_pooled, partial(_Sum, 30.0), {"optimizer": sgd(0.1)}),
-        REF,
+        partial(_pooled, partial(_Sum, 30.0), FULL),
+        "sets-full-batch-momentum",
         ("exploding-signal", "exploding-gradient", "learning-rate-too-high", "loss-divergence"),
     ),
     Program(

@@ -84,13 +84,6 @@ def _next(
     return classify(model, (unit * inputs, targets), **options)
 
 
-def _slow_statistics() -> nn.Module:
-    """BatchNorm whose statistics for evaluation hardly move from where they start."""
-    return nn.Sequential(
-        net.Apply(lambda inputs: 30 * inputs + 200), nn.BatchNorm1d(4 * WIDTH, momentum=1e-6)
-    )
-
-
 def _usual_statistics() -> nn.Module:
     return nn.Sequential(net.Apply(lambda inputs: 30 * inputs + 200), nn.BatchNorm1d(4 * WIDTH))
 
@@ -208,6 +201,7 @@ PROGRAMS = (
         "vision-next-accumulated", partial(_next, {"accumulate": 2, "batch_size": 32, "steps": 100}), REF
     ),
     Program("vision-next-statistics", partial(_next, last=_usual_statistics), REF),
+    Program("vision-next-always-clipped", partial(_next, {"clip": 0.05}), REF),
     Program("vision-next-bare-2", partial(_next, scale=1.0, skip=False), REF),
     Program("vision-token", _patches, target=0.95),
     Program(
@@ -238,13 +232,6 @@ PROGRAMS = (
         REF,
         ("degenerate-normalization",),
         ("last",),
-    ),
-    Program(
-        "vision-next-slow-statistics",
-        partial(_next, last=_slow_statistics),
-        "vision-next-statistics",
-        ("degenerate-normalization",),
-        ("last", "last.1"),
     ),
     Program(
         "vision-next-bare-12",

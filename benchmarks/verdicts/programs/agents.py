@@ -1,4 +1,4 @@
-"""Agents: policy gradients, Q-learning, critics, imitation and control through known dynamics."""
+"""Agents (tuning): policy gradients, Q-learning, critics, imitation and control through known dynamics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Densities: normalising flows, mixtures, autoregression, contrast; many losses are negative."""
+"""Densities (tuning): normalising flows, mixtures, autoregression, contrast; many losses are negative."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Physics-informed regression: equations as losses, operators, flows, coordinate networks."""
+"""Physics-informed regression (tuning): equations as losses, operators, flows, coordinate networks."""
 
 from __future__ import annotations
 

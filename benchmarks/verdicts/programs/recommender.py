@@ -1,4 +1,4 @@
-"""Recommenders: embeddings, factors, towers, ranking, ordered and several labels at once."""
+"""Recommenders (tuning): embeddings, factors, towers, ranking, ordered and several labels at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dense prediction: find the ink of noisy digits, with U-Nets and plain encoder-decoders."""
+"""Dense prediction (tuning): find the ink of noisy digits, with U-Nets and plain encoder-decoders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time series: causal convolutions, state spaces and mixers on digits' rows and forecasts."""
+"""Time series (tuning): causal convolutions, state spaces and mixers on digits' rows and forecasts."""
 
 from __future__ import annotations
 

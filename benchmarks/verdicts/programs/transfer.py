@@ -1,4 +1,4 @@
-"""Transfer: frozen bodies, adapters, distillation, twin networks and triplets on digits."""
+"""Transfer (tuning): frozen bodies, adapters, distillation, twin networks and triplets on digits."""
 
 from __future__ import annotations
 

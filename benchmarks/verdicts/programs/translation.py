@@ -1,4 +1,4 @@
-"""Sequence to sequence: reverse short sequences with attention, recurrent and not."""
+"""Sequence to sequence (tuning): reverse short sequences with attention, recurrent and not."""
 
 from __future__ import annotations
 

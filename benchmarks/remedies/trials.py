@@ -138,9 +138,7 @@ def _train(setup: Setup, seed: int, action: Action, change: TrainingChange) -> f
         setup = _in_precision(setup, treated, change.precision)
     inputs = Scale.of(setup.data[0]) if change.scale_inputs else None
     targets = Scale.of(setup.data[1]) if change.scale_targets else None
-    optimizer = changed_optimizer(
-        optimizer_like(model, setup.optimizer)(treated), change, treated, setup.steps
-    )
+    optimizer = changed_optimizer(optimizer_like(model, setup.optimizer)(treated), change, treated)
     inner: Any = treated.model if setup.by_lightning else treated
     seen = _Seen(inner, inputs, None, bool(change.precision)).train()
     _loop(replace(setup, optimizer=optimizer), seen, targets, _clipping(setup, change), seed)
@@ -198,7 +196,7 @@ def _train_adversaries(setup: Adversaries, seed: int, action: Action, change: Tr
     pair = _Pair(setup.generator, setup.discriminator)
     treated: Any = surgery.apply(action, pair)
     first, second = (
-        changed_optimizer(optimizer_like(old, optimizer)(new), change, new, setup.steps)
+        changed_optimizer(optimizer_like(old, optimizer)(new), change, new)
         for old, new, optimizer in zip(pair.children(), treated.children(), setup.optimizers, strict=True)
     )
     judge, cheat = setup.losses

@@ -24,8 +24,7 @@ class TrainingChange:
     """Changes of the training; what is None, False or empty stays as it is.
 
     rate: learning rate of every parameter group; rate_factor: multiplies each group's own rate instead.
-    warmup_steps: steps over which the rate rises linearly from near 0. anneal: from then on it falls linearly
-    to 0 at the end of the training. optimizer: class name in torch.optim;
+    warmup_steps: steps over which the rate rises linearly from near 0. optimizer: class name in torch.optim;
     options: further arguments of the optimizer, such as "eps" or "momentum". scale_inputs, scale_targets:
     standardise them with mean and deviation of the training data. precision: as Lightning's Trainer names it.
     all_parameters: every trainable parameter of the model gets into the optimizer.
@@ -34,7 +33,6 @@ class TrainingChange:
     rate: float | None = None
     rate_factor: float | None = None
     warmup_steps: int | None = None
-    anneal: bool = False
     clipping: Clipping | None = None
     weight_decay: float | None = None
     optimizer: str | None = None

@@ -74,7 +74,7 @@ def treat_shown(
     (path / "treatment.html").write_bytes(render_treatment(page).encode(errors="replace"))
     console.print(f"[bold]{page.headline}[/]: ", end="")
     console.print(page.lead, markup=False, highlight=False)
-    console.print(ranking_table(page))
+    console.print(ranking_table(page, console.width))
     if winner:
         console.print("\n[bold]paste[/]")
         console.print(winner.remedy.code, markup=False, highlight=False, soft_wrap=True)

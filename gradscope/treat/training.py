@@ -69,7 +69,7 @@ def _train_plain(
     precision = _precision(change.precision, model)
     if change.scale_targets:
         loss_of = _loss_of_scaled_targets(loss_of, batches)
-    optimizer = changed_optimizer(patient.optimizer(model), change, model, len(batches))
+    optimizer = changed_optimizer(patient.optimizer(model), change, model)
     course = Course(run)
     model.train()
     with watch(model, optimizer, run_dir=run, verbose=False) as scope:
@@ -116,7 +116,7 @@ def _train_lightning(
     if not isinstance(module, pl.LightningModule):
         import lightning.pytorch as package
     course = Course(run)
-    _override_training(module, change, len(batches))
+    _override_training(module, change)
     with quiet_lightning():
         trainer = package.Trainer(
             accelerator="cpu",
@@ -157,12 +157,12 @@ def _ticker(package: Any, course: Course, on_step: OnStep) -> Any:
     return Ticker()
 
 
-def _override_training(module: Any, change: TrainingChange, steps: int) -> None:
+def _override_training(module: Any, change: TrainingChange) -> None:
     """Put the change between a module (our own copy) and what it configures."""
     configure = module.configure_optimizers
 
     def configure_optimizers() -> Any:
-        return _changed_configuration(configure(), change, module, steps)
+        return _changed_configuration(configure(), change, module)
 
     module.configure_optimizers = configure_optimizers
     clipping = change.clipping
@@ -174,23 +174,21 @@ def _override_training(module: Any, change: TrainingChange, steps: int) -> None:
         module.configure_gradient_clipping = configure_gradient_clipping
 
 
-def _changed_configuration(
-    configured: Any, change: TrainingChange, model: nn.Module, steps: int
-) -> Any:
+def _changed_configuration(configured: Any, change: TrainingChange, model: nn.Module) -> Any:
     """Change the optimizers in what configure_optimizers returned, whichever of its forms that has."""
     if isinstance(configured, Optimizer):
-        return changed_optimizer(configured, change, model, steps)
+        return changed_optimizer(configured, change, model)
     if isinstance(configured, dict):
-        optimizer = changed_optimizer(configured["optimizer"], change, model, steps)
+        optimizer = changed_optimizer(configured["optimizer"], change, model)
         return {**configured, "optimizer": _unless_scheduled(configured["optimizer"], optimizer)}
     if isinstance(configured, tuple) and len(configured) == 2 and isinstance(configured[0], list):
         optimizers, schedulers = configured
-        made = [changed_optimizer(item, change, model, steps) for item in optimizers]
+        made = [changed_optimizer(item, change, model) for item in optimizers]
         if schedulers:
             made = [_unless_scheduled(old, new) for old, new in zip(optimizers, made, strict=True)]
         return made, schedulers
     if isinstance(configured, (list, tuple)):
-        return [_changed_configuration(item, change, model, steps) for item in configured]
+        return [_changed_configuration(item, change, model) for item in configured]
     return configured
 
 
@@ -200,15 +198,13 @@ def _unless_scheduled(old: Optimizer, new: Optimizer) -> Optimizer:
     return new
 
 
-def changed_optimizer(
-    optimizer: Optimizer, change: TrainingChange, model: nn.Module, steps: int
-) -> Optimizer:
-    """Return the optimizer with the change made, for a training of `steps`; the given one if nothing changes."""
+def changed_optimizer(optimizer: Optimizer, change: TrainingChange, model: nn.Module) -> Optimizer:
+    """Return the optimizer with the change made; the given one if nothing of it changes."""
     of_optimizer = replace(change, clipping=None, scale_inputs=False, scale_targets=False, precision=None)
     if of_optimizer:
         optimizer = surgery.change_optimizer(change, optimizer, model)
-    schedule = surgery.schedule(optimizer, change, steps)
-    if schedule is not None:
+    if change.warmup_steps:
+        schedule = surgery.warm_up(optimizer, change.warmup_steps)
         optimizer.register_step_post_hook(lambda *_: schedule.step())
     return optimizer
 

@@ -476,28 +476,12 @@ def test_clipping(algorithm: Any) -> None:
         assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def rates_of(change: TrainingChange, steps: int) -> list[float]:
+def test_warm_up_reaches_the_full_rate() -> None:
     optimizer = optimizer_of(mlp())
-    schedule = surgery.schedule(optimizer, change, steps)
-    assert schedule is not None
+    schedule = surgery.warm_up(optimizer, 4)
     rates = []
-    for _ in range(steps):
+    for _ in range(6):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    return rates
-
-
-def test_warm_up_reaches_the_full_rate() -> None:
-    rates = rates_of(TrainingChange(warmup_steps=4), 6)
     assert rates == pytest.approx([0.025, 0.04375, 0.0625, 0.08125, 0.1, 0.1])
-
-
-def test_an_annealed_rate_falls_to_zero_at_the_end_of_the_training() -> None:
-    assert rates_of(TrainingChange(anneal=True), 4) == pytest.approx([0.1, 0.075, 0.05, 0.025])
-    both = rates_of(TrainingChange(warmup_steps=2, anneal=True), 6)
-    assert both == pytest.approx([0.05, 0.075, 0.1, 0.075, 0.05, 0.025])
-
-
-def test_a_training_without_a_schedule_gets_none() -> None:
-    assert surgery.schedule(optimizer_of(mlp()), TrainingChange(rate=0.1), 4) is None

@@ -29,7 +29,7 @@ from gradscope.prescribe.surgery.norms import normalize, replace_norms, set_epsi
 from gradscope.prescribe.surgery.optimization import (
     change_optimizer,
     clip_gradients,
-    schedule,
+    warm_up,
 )
 from gradscope.prescribe.surgery.residual import add_residuals
 from gradscope.prescribe.surgery.running import check_shape, runs
@@ -37,7 +37,7 @@ from gradscope.prescribe.surgery.width import widen
 from gradscope.prescribe.training import steps_of
 from gradscope.records import Remedy
 
-__all__ = ["apply", "change_optimizer", "clip_gradients", "runs", "schedule"]
+__all__ = ["apply", "change_optimizer", "clip_gradients", "runs", "warm_up"]
 
 Operation = Callable[[nn.Module, Mapping[str, Any], Any], None]
 

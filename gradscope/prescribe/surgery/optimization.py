@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LinearLR
 
 from gradscope.errors import SurgeryRefused
 from gradscope.prescribe.training import Clipping, TrainingChange
@@ -57,22 +57,9 @@ def clip_gradients(clipping: Clipping, parameters: Iterable[nn.Parameter]) -> No
             _clip_units(parameter, clipping.limit)
 
 
-def schedule(optimizer: Optimizer, change: TrainingChange, steps: int) -> LambdaLR | None:
-    """Return the schedule that a change asks for, None if it asks for none; step it after each optimizer step.
-
-    steps: of the whole training, at whose end an annealed rate is 0.
-    """
-    rise = min(change.warmup_steps or 0, steps)
-    if not (rise or change.anneal):
-        return None
-
-    def share(step: int) -> float:
-        """Return the share of the full rate at a step, counted from 0."""
-        if step < rise:
-            return (1 + (rise - 1) * step / rise) / rise
-        return max(0.0, (steps - step) / max(steps - rise, 1)) if change.anneal else 1.0
-
-    return LambdaLR(optimizer, share)
+def warm_up(optimizer: Optimizer, steps: int) -> LinearLR:
+    """Return a schedule that rises linearly to the optimizer's rate; step it after each optimizer step."""
+    return LinearLR(optimizer, start_factor=1 / max(steps, 1), total_iters=max(steps, 1))
 
 
 def _left_out(groups: list[dict[str, Any]], model: nn.Module, changes: dict[str, Any]) -> dict[str, Any]:

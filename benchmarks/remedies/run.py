@@ -32,11 +32,6 @@ from gradscope import read_run
 from gradscope.store import find_run
 
 HERE = Path(__file__).parent
-# Prescriptions may be changed by what the tuning families teach. The families that the verdict benchmark
-# holds out by now were written later; nobody has said yet which of their faults surgery can't express.
-TUNING = ("mlp", "convolution", "recurrent", "attention", "regression")
-HELD_OUT = ("published", "residual", "language", "autoencoder", "gan", "architectures", "tabular")
-SPLITS = {"tuning": TUNING, "held-out": HELD_OUT, "all": TUNING + HELD_OUT}
 QUICK = ("mlp-sigmoid-10", "mlp-adam-lr-1e-6", "regression-sgd-lr-3", "regression-all-equal")
 
 
@@ -51,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tasks = [(name, seed, options.all) for seed in range(options.seeds) for name in names]
     treated = [run for run in _map(tasks, options.jobs) if run is not None]
     for split in ("held-out", "tuning"):
-        print(scoring.section(split, [run for run in treated if run.family in SPLITS[split]]))
+        print(scoring.section(split, [run for run in treated if run.family in programs.SPLITS[split]]))
     print(f"{len(treated)} ailing runs in {(time.perf_counter() - started) / 60:.1f} min")
     if options.split == "all" and not options.only and not options.quick:
         _write(treated)
@@ -84,7 +79,7 @@ def _chosen(options: argparse.Namespace) -> list[str]:
         return list(QUICK)
     families = [
         [program.name for program in family if program.causes and program.twin]
-        for family in (programs.FAMILIES[name] for name in SPLITS[options.split])
+        for family in (programs.FAMILIES[name] for name in programs.SPLITS[options.split])
     ]
     longest = max(map(len, families))
     return [family[place] for place in range(longest) for family in families if place < len(family)]
@@ -112,7 +107,7 @@ def _write(treated: Sequence[Treated]) -> None:
     before, _, rest = readme.read_text().partition("<!-- results -->")
     after = rest.partition("<!-- end of results -->")[2]
     sections = [
-        scoring.section(split, [run for run in treated if run.family in SPLITS[split]])
+        scoring.section(split, [run for run in treated if run.family in programs.SPLITS[split]])
         for split in ("held-out", "tuning")
     ]
     results = "\n".join(sections)
@@ -123,7 +118,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="four programs of the tuning families")
     parser.add_argument("--only", default="", metavar="PATTERN", help="programs whose names match")
-    parser.add_argument("--split", choices=list(SPLITS), default="all")
+    parser.add_argument("--split", choices=list(programs.SPLITS), default="all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     parser.add_argument(

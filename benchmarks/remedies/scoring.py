@@ -39,6 +39,17 @@ IN_CODE = frozenset(
         "siamese-never-zeroed",
         "tabular-cancer-twice-sigmoid",
         "tabular-ratio-of-zero",
+        "agents-imitation-never-zeroed",
+        "physics-flow-never-zeroed",
+        "physics-radial",
+        "density-couplings-in-a-list",
+        "density-couplings-scale-detached",
+        "density-mixture-by-hand",
+        "segmentation-rounded-code",
+        "transfer-body-detached",
+        "transfer-triplets-root",
+        "translation-encoder-detached",
+        "translation-inverted-mask",
     }
 )
 _DRAWS = 10_000

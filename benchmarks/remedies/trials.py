@@ -27,7 +27,6 @@ from gradscope.treat.training import changed_optimizer
 
 Action = Mapping[str, Any]
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16}
-NO_CHANGE = TrainingChange()
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,8 @@ class _Held(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.model(inputs)
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        return self.model(*inputs, **options)
 
 
 class _Pair(nn.Module):
@@ -108,18 +107,27 @@ class Scale:
 
 
 class _Seen(nn.Module):
-    """The model as loss and score see it: inputs standardised before it, outputs brought back behind it."""
+    """The model as loss and score see it: inputs standardised before it, outputs brought back behind it.
+
+    What else they ask of the model, be it a part or a method, is the model's own.
+    """
 
     def __init__(self, model: nn.Module, inputs: Scale | None, outputs: Scale | None, cast: bool):
         super().__init__()
         self.model, self.inputs, self.outputs, self.cast = model, inputs, outputs, cast
 
-    def forward(self, values: Tensor) -> Tensor:
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+    def forward(self, values: Tensor, *others: Any, **options: Any) -> Any:
         if self.inputs is not None:
             values = (values - self.inputs.mean) / self.inputs.deviation
         if self.cast and values.is_floating_point():
             values = values.to(next(self.model.parameters()).dtype)
-        result = self.model(values)
+        result = self.model(values, *others, **options)
         return result if self.outputs is None else result * self.outputs.deviation + self.outputs.mean
 
 
@@ -131,9 +139,10 @@ def _train(setup: Setup, seed: int, action: Action, change: TrainingChange) -> f
     inputs = Scale.of(setup.data[0]) if change.scale_inputs else None
     targets = Scale.of(setup.data[1]) if change.scale_targets else None
     optimizer = changed_optimizer(optimizer_like(model, setup.optimizer)(treated), change, treated)
-    seen = _Seen(treated, inputs, None, bool(change.precision)).train()
+    inner: Any = treated.model if setup.by_lightning else treated
+    seen = _Seen(inner, inputs, None, bool(change.precision)).train()
     _loop(replace(setup, optimizer=optimizer), seen, targets, _clipping(setup, change), seed)
-    return score(_Seen(treated, inputs, targets, bool(change.precision)), setup.score)
+    return score(_Seen(inner, inputs, targets, bool(change.precision)), setup.score)
 
 
 def _first_batch(model: nn.Module, setup: Setup) -> Tensor | None:

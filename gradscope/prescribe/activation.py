@@ -12,9 +12,12 @@ from gradscope.prescribe.initialization import (
     initializable,
     initialization_action,
     initialization_code,
+    initialize_orthogonally,
+    size_after,
 )
+from gradscope.prescribe.optimizer import with_fitting_steps
 from gradscope.prescribe.paste import block, figure, name_list
-from gradscope.records import Remedy
+from gradscope.records import LayerInfo, Remedy
 
 SQUASHING = ("sigmoid", "hardsigmoid", "logsigmoid", "softsign", "softmax")
 BOUNDED = ("tanh", "hardtanh", "softsign", "sigmoid", "hardsigmoid")
@@ -68,6 +71,37 @@ def replace_squashing(case: Case) -> Remedy | None:
     return replacement(case, target, why, initial=True)
 
 
+def replace_squashing_with_steps(case: Case) -> Remedy | None:
+    """Replace a squashing activation and choose the steps anew, where the present ones don't suit."""
+    return with_fitting_steps(case, replace_squashing(case), size_after(case, "relu"))
+
+
+def bound_recurrence(case: Case) -> Remedy | None:
+    """Put tanh for ReLU in torch's recurrence, whose state ReLU lets grow without bound."""
+    names = [layer.name for layer in case.recurrent if layer.options.get("nonlinearity") == "relu"]
+    initial = initialize_orthogonally(case)
+    if not names or initial is None:
+        return None
+    code = block(
+        f'for name in {name_list(names)}:  # or nonlinearity="tanh" where it is built',
+        "    recurrence = model.get_submodule(name)",
+        '    recurrence.nonlinearity, recurrence.mode = "tanh", "RNN_TANH"',
+        "",
+        initial.code,
+    )
+    bounded: dict[str, object] = {"do": "replace-activation", "to": "tanh", "layers": names}
+    remedy = Remedy(
+        "activation",
+        "Use tanh instead of ReLU in the recurrence, started orthogonally",
+        "With ReLU the state of a recurrence is multiplied at every time step and nothing bounds it; tanh "
+        f"keeps it within 1. {initial.why}",
+        code,
+        "Size of the state at most 1 at every time step.",
+        {"do": "all", "actions": [bounded, dict(initial.action)]},
+    )
+    return with_fitting_steps(case, remedy) or remedy
+
+
 def replace_bounded(case: Case) -> Remedy | None:
     """Put ReLU and He's initialisation for a bounded activation that saturates."""
     if case.activation not in BOUNDED or born_dead(len(case.hidden), case.width) >= _RISK:
@@ -84,12 +118,48 @@ def replace_unbounded(case: Case) -> Remedy | None:
         for name in layer.functions
         if name in GROWING
     }
-    if case.activation is not None or not growing:
+    if case.activation is not None:
         return None
-    why = (
-        f"forward() computes {' and '.join(sorted(growing))} between layers, which grows until it overflows."
+    if growing:
+        named = " and ".join(sorted(growing))
+        why = f"forward() computes {named} between layers, which grows until it overflows."
+        return replacement(case, "relu", why, initial=True)
+    return _replace_unknown(case)
+
+
+def _replace_unknown(case: Case) -> Remedy | None:
+    """Put ReLU for modules of the user's own between the layers that made the first infinite value."""
+    kinds = {layer.name: layer.kind for layer in case.run.layers if _own_activation(layer)}
+    kind = next((kinds[name] for name in case.finding.layers if name in kinds), None)
+    if kind is None:
+        return None
+    names = [name for name, own in kinds.items() if own == kind]
+    layers = initializable(case)
+    action: dict[str, object] = {"do": "replace-activation", "to": "relu", "layers": names}
+    return Remedy(
+        "activation",
+        f"Replace {kind} by ReLU, with He initialisation",
+        f"The first value that is not finite came out of {case.finding.layers[0]}, a {kind}, which stands "
+        "between the layers as their activation; what outgrows its input overflows within a few layers.",
+        block(
+            activation_code(case, "relu", names, action),
+            "",
+            initialization_code(case, layers, "relu").removeprefix("import torch\n\n"),
+        ),
+        "Gain per layer → 1.00.",
+        {"do": "all", "actions": [action, _he_before(names, case, layers)]},
     )
-    return replacement(case, "relu", why, initial=True)
+
+
+def _own_activation(layer: LayerInfo) -> bool:
+    return layer.role == "other" and not layer.parameters and len(layer.inputs) == 1
+
+
+def _he_before(names: list[str], case: Case, layers: list[LayerInfo]) -> dict[str, object]:
+    """Return the initialisation of each layer: He's for those whose output goes through what was replaced."""
+    before = {name for layer in case.run.layers if layer.name in names for name in layer.inputs}
+    schemes = {layer.name: "he" if layer.name in before else "xavier" for layer in layers}
+    return {"do": "initialize", "scheme": schemes, "layers": list(schemes)}
 
 
 def leak(case: Case) -> Remedy | None:

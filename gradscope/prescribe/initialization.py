@@ -8,7 +8,7 @@ from statistics import median
 
 from gradscope.prescribe.case import Case
 from gradscope.prescribe.gains import gain_at, gain_with, scheme_for
-from gradscope.prescribe.optimizer import adam_action, adam_code, adam_rate
+from gradscope.prescribe.optimizer import with_fitting_steps
 from gradscope.prescribe.paste import block, figure, name_list, some, through
 from gradscope.records import LayerInfo, Remedy
 
@@ -68,23 +68,53 @@ def reinitialize(case: Case) -> Remedy | None:
     )
 
 
-def initialize_and_use_adam(case: Case) -> Remedy | None:
-    """Initialise by each layer's activation and let AdamW choose the steps, where plain SGD trained.
+def initialize_with_steps(case: Case) -> Remedy | None:
+    """Initialise by each layer's activation and choose the steps anew, where the present ones don't suit."""
+    return with_fitting_steps(case, initialize(case), size_after(case))
 
-    A rate of SGD that a network with exploding or saturated layers survives is too small once it is healthy.
-    """
-    initial = initialize(case)
-    if initial is None or case.adaptive or not case.optimizer:
+
+def reinitialize_with_steps(case: Case) -> Remedy | None:
+    """Initialise whatever the gain was, and choose the steps anew, where the present ones don't suit."""
+    return with_fitting_steps(case, reinitialize(case), size_after(case))
+
+
+def initialize_recurrence_with_steps(case: Case) -> Remedy | None:
+    """Start recurrences orthogonally and choose the steps anew, where the present ones don't suit."""
+    return with_fitting_steps(case, initialize_orthogonally(case))
+
+
+def initialize_attention(case: Case) -> Remedy | None:
+    """Draw what makes the attention's scores anew where it was sharp from the start."""
+    if case.finding.first_step > _AT_ONCE:
         return None
-    rate = adam_rate(case, _size_after(case))
+    free = {layer.name for layer in initializable(case)}
+    linear = [
+        name
+        for layer in case.run.layers
+        if layer.activation == "softmax"
+        for name in layer.inputs
+        if name in free
+    ]
+    heads = [layer.name for layer in case.run.layers if layer.kind == "MultiheadAttention"]
+    names = list(dict.fromkeys([*linear, *heads]))
+    if not names:
+        return None
     return Remedy(
         "initialization",
-        f"{initial.title}, and use AdamW at {figure(rate)} instead of {case.optimizer}",
-        f"{initial.why} A rate that {case.optimizer} survives now is too small for healthy layers; Adam "
-        "finds the size of each weight's step itself (Kingma & Ba 2015).",
-        block(initial.code, "", adam_code(rate).removeprefix("import torch\n\n")),
-        initial.expected,
-        {"do": "all", "actions": [dict(initial.action), adam_action(rate)]},
+        f"Draw the weights of {some(names)} anew, with Xavier's scheme",
+        "Attention that looks at single tokens before anything was learned has queries and keys that are too "
+        "large: its softmax is saturated and passes no gradient to them.",
+        block(
+            "import torch",
+            "",
+            f"for name in {name_list(names)}:",
+            "    layer = model.get_submodule(name)",
+            '    for key in ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight"):',
+            "        if getattr(layer, key, None) is not None:",
+            "            torch.nn.init.xavier_uniform_(getattr(layer, key))",
+        ),
+        "Attention scores of size about 1; entropy near that of equal weights.",
+        {"do": "initialize", "scheme": "xavier", "layers": names},
     )
 
 
@@ -250,10 +280,10 @@ def _constant(case: Case, layer: LayerInfo) -> bool:
     )
 
 
-def _size_after(case: Case) -> float | None:
-    """Return the median root mean square of the weights after initialising by their activations."""
+def size_after(case: Case, activation: str | None = None) -> float | None:
+    """Return the median root mean square of the weights after initialising; `activation` as in the code."""
     sizes = [
-        (_VARIANCE[_scheme_of(case, layer)] / layer.fan_in) ** 0.5
+        (_VARIANCE[_scheme_of(case, layer, activation)] / layer.fan_in) ** 0.5
         for layer in initializable(case)
         if layer.fan_in
     ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from gradscope.prescribe.case import Case
 from gradscope.prescribe.paste import block
-from gradscope.prescribe.scaling import is_regression
+from gradscope.prescribe.scaling import is_regression, scale_inputs, scale_targets
 from gradscope.records import LayerInfo, Remedy
 
 _SOFTMAX = ("softmax", "softmin")
 _BY_FUNCTION = {"SoftmaxBackward0": "softmax", "SigmoidBackward0": "sigmoid", "TanhBackward0": "tanh"}
-_BROADCAST = 5.0  # the code of output-mismatch's evidence for shapes that broadcast
+# Codes of output-mismatch's evidence
+_BROADCAST, _OUT_OF_RANGE, _TURNED = 5.0, 6.0, 7.0
+_FAR = 10.0  # size of targets from which the inputs are taken to be unscaled as well
 
 
 def output_modules(case: Case) -> list[LayerInfo]:
@@ -36,6 +38,16 @@ def use_single_score(case: Case) -> Remedy | None:
     if not told and not (widths == {1} and output_activation(case) in _SOFTMAX):
         return None
     modules = [layer.name for layer in output_modules(case)]
+    if _takes_probabilities(case) and modules:
+        return Remedy(
+            "loss",
+            "Put a sigmoid for the softmax over the single output",
+            "A softmax over one unit is always 1, and its gradient always 0; the sigmoid makes a "
+            "probability of a single score, and the loss stays as it is.",
+            block("import torch", "", _exchanged(modules, "Sigmoid")),
+            "Gradient of the score 0 → that of its probability.",
+            {"do": "replace-activation", "to": "sigmoid", "layers": modules},
+        )
     return Remedy(
         "loss",
         "Take the softmax off the single output and use BCEWithLogitsLoss",
@@ -74,6 +86,54 @@ def drop_output_activation(case: Case) -> Remedy | None:
         "Slope between loss and output layer → 1; outputs unbounded.",
         _drop(modules),
     )
+
+
+def drop_saturated_output(case: Case) -> Remedy | None:
+    """Take away the activation of the output where it is that which saturates."""
+    modules = {layer.name for layer in output_modules(case)}
+    blamed = set(case.finding.layers)
+    return drop_output_activation(case) if blamed and blamed <= modules else None
+
+
+def free_output(case: Case) -> Remedy | None:
+    """Take a bounded output's activation away and standardise what it could not reach."""
+    freed, scaled = drop_output_activation(case), scale_targets(case)
+    if case.number("mismatch") != _OUT_OF_RANGE or (case.number("target_rms") or 0.0) < _FAR:
+        return None
+    if freed is None or scaled is None or not freed.action:
+        return None
+    inputs = scale_inputs(case)
+    both = [freed, scaled, inputs] if inputs else [freed, scaled]
+    return Remedy(
+        "loss",
+        f"{freed.title}, and standardise the targets{' and the inputs' if inputs else ''}",
+        f"{freed.why} {scaled.why}",
+        "\n\n".join(part.code for part in both),
+        scaled.expected,
+        {"do": "all", "actions": [dict(part.action) for part in both]},
+    )
+
+
+def turn_sign(case: Case) -> Remedy | None:
+    """Turn the sign of a loss that falls without end."""
+    if case.number("mismatch") != _TURNED:
+        return None
+    return Remedy(
+        "code",
+        "Turn the sign of the loss",
+        "The optimizer minimises: with a minus before the error it makes the error as large as it can, "
+        "and the loss falls without end.",
+        block(
+            "loss = loss_function(model(inputs), targets)  # no minus before it, and the prediction first",
+            "loss.backward()",
+        ),
+        "The loss falls towards 0 and stays above it.",
+    )
+
+
+def _takes_probabilities(case: Case) -> bool:
+    functions = [str(name) for name in case.run.info.loss.get("functions", ())]
+    return any(name.startswith("BinaryCrossEntropyBackward") for name in functions)
 
 
 def use_logits(case: Case) -> Remedy | None:
@@ -139,10 +199,15 @@ def _without(modules: list[str]) -> list[str]:
     """Return the lines that replace modules by the identity."""
     if not modules:
         return ["# in forward() or in the training step: give the loss the raw scores"]
+    return _exchanged(modules, "Identity")
+
+
+def _exchanged(modules: list[str], kind: str) -> list[str]:
+    """Return the lines that put modules of torch.nn for others."""
     return [
         f"for name in {modules!r}:",
         '    parent, _, child = name.rpartition(".")',
-        "    setattr(model.get_submodule(parent), child, torch.nn.Identity())",
+        f"    setattr(model.get_submodule(parent), child, torch.nn.{kind}())",
     ]
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from gradscope.prescribe.case import Case
 from gradscope.prescribe.paste import block, figure, name_list, rounded, some
-from gradscope.prescribe.rate import FIRST_STEP
+from gradscope.prescribe.rate import FIRST_STEP_OF_ADAM, rate_code
 from gradscope.records import Remedy
 
 _ADAM_RATE = 1e-3
+_FAR_OFF = 8.0
 _LOWEST_RATE, _HIGHEST_RATE = 1e-4, 1e-2
 _DECAY_OF_ADAM = 0.01
 _DECAY = {"AdamW": 0.01}
@@ -19,6 +21,7 @@ _USUAL_DECAY = 1e-4
 _LEAST_DECAY = 1e-5  # less is none at all
 _FLOOR_SHARE = 1e-2
 _SMALLEST_EPSILON = 1e-15
+_USUAL_EPSILON = 1e-8  # torch's
 
 
 def use_adam(case: Case) -> Remedy | None:
@@ -43,15 +46,58 @@ def use_adam_for_sequences(case: Case) -> Remedy | None:
     return use_adam(case) if case.attention or case.recurrent else None
 
 
+def use_adam_for_plain_sgd(case: Case) -> Remedy | None:
+    """Put Adam first of all for SGD without momentum, whose one rate must suit every layer's gradient.
+
+    benchmarks/remedies taught it: the right rate of plain SGD is missed by more, and more often.
+    """
+    return use_adam(case) if case.optimizer == "SGD" and not case.option("momentum") else None
+
+
+def with_fitting_steps(case: Case, remedy: Remedy | None, weight_size: float | None = None) -> Remedy | None:
+    """Return a remedy that changes the model together with the steps that suit the changed model.
+
+    Plain SGD becomes AdamW, as a rate that an ailing network survived is wrong for a healthy one; a
+    rate
+    that is off by far is set. weight_size: root mean square of the weights afterwards, by default the run's.
+    None where there is nothing to change.
+    """
+    if remedy is None or not case.optimizer:
+        return None
+    rate = adam_rate(case, weight_size)
+    if not case.adaptive:
+        told = f"use AdamW at {figure(rate)} instead of {case.optimizer}"
+        why = (
+            f"A rate that {case.optimizer} survives now suits no healthy layers; Adam "
+            "finds the size of each weight's step itself (Kingma & Ba 2015)."
+        )
+        code, action = adam_code(rate), adam_action(rate)
+    elif "Adam" in case.optimizer and case.lr and not 1 / _FAR_OFF < case.lr / rate < _FAR_OFF:
+        told = f"set the learning rate from {figure(case.lr)} to {figure(rate)}"
+        why = f"Weights of the new size want steps of about {figure(rate)}."
+        code, action = rate_code(case, rate), {"do": "train", "rate": rate}
+    else:
+        return None
+    return replace(
+        remedy,
+        title=f"{remedy.title}, and {told}",
+        why=f"{remedy.why} {why}",
+        code=block(
+            remedy.code, "", code.removeprefix("import torch\n\n") if "import torch" in remedy.code else code
+        ),
+        action={"do": "all", "actions": [dict(remedy.action), action]},
+    )
+
+
 def adam_rate(case: Case, weight_size: float | None = None) -> float:
-    """Return the rate at which Adam's first step changes weights of this size by about 3 %.
+    """Return the rate at which Adam's first step changes weights of this size by about 6 %.
 
     That step is the rate itself for every entry; weight_size: root mean square, by default the run's.
     """
     size = weight_size or case.weight_size
     if not size:
         return _ADAM_RATE
-    return rounded(min(max(FIRST_STEP * size, _LOWEST_RATE), _HIGHEST_RATE))
+    return rounded(min(max(FIRST_STEP_OF_ADAM * size, _LOWEST_RATE), _HIGHEST_RATE))
 
 
 def adam_code(rate: float) -> str:
@@ -91,7 +137,7 @@ def lower_epsilon(case: Case) -> Remedy | None:
     table = case.run.parameter_table("second_moment_rms").to_numpy()
     sizes = np.sqrt(table[np.isfinite(table) & (table > 0)])
     size = float(np.percentile(sizes, 10)) if len(sizes) else None
-    wanted = _FLOOR_SHARE * size if size else old * 1e-4
+    wanted = min(_FLOOR_SHARE * size if size else old * 1e-4, _USUAL_EPSILON)
     epsilon = max(10.0 ** math.floor(math.log10(min(wanted, old / 10))), _SMALLEST_EPSILON)
     if epsilon >= old:
         return None
@@ -123,7 +169,7 @@ def _rate_without_floor(case: Case) -> float | None:
     """Return a usual rate where the given one would move weights by less than a tenth of the usual share."""
     if not (case.adaptive and case.lr and case.weight_size):
         return None
-    return adam_rate(case) if case.lr < 0.1 * FIRST_STEP * case.weight_size else None
+    return adam_rate(case) if case.lr < 0.1 * FIRST_STEP_OF_ADAM * case.weight_size else None
 
 
 def decay_less(case: Case) -> Remedy | None:

@@ -20,9 +20,9 @@ def figure(value: float) -> str:
 
 
 def rounded(value: float) -> float:
-    """Return the nearest of 1, 2, 3 and 5 times a power of ten, the figure to type for a rate or a limit."""
+    """Return the nearest of 1, 2, 3, 5 and 7 times a power of ten, the figure to type for a rate."""
     exponent = math.floor(math.log10(value))
-    choices = [step * 10.0**power for power in (exponent, exponent + 1) for step in (1, 2, 3, 5)]
+    choices = [step * 10.0**power for power in (exponent, exponent + 1) for step in (1, 2, 3, 5, 7)]
     return float(f"{min(choices, key=lambda choice: abs(math.log(choice / value))):.1g}")
 
 

@@ -7,10 +7,13 @@ from gradscope.prescribe.clipping import blown_up
 from gradscope.prescribe.paste import block, figure, rounded
 from gradscope.records import Remedy
 
-# |update| / |weight| of the first step of networks that learn quickly, whatever their optimizer and width.
-FIRST_STEP = 3e-2
+# |update| / |weight| of the first step of networks that learn quickly, whatever their width: of plain SGD,
+# and of Adam, whose later steps are smaller than its first. Measured by benchmarks/remedies.
+FIRST_STEP, FIRST_STEP_OF_ADAM = 3e-2, 6e-2
+# Rates that people use: what leads beyond them was measured in a network that had blown up or faded.
+_RATES, _RATES_OF_ADAM = (1e-5, 1.0), (1e-5, 1e-2)
 _LOW_ENOUGH = 1e-3  # a rate whose updates are this small is not what ails
-_SMALLEST_CHANGE, _FALLBACK_CHANGE, _LARGEST_CHANGE = 3.0, 10.0, 1e6
+_SMALLEST_CHANGE, _FALLBACK_CHANGE = 3.0, 10.0
 _NEIGHBOUR = 5.0
 _WARMUP_SHARE = 0.1
 _COARSE = 2.0**-9  # what half of bfloat16's spacing is, relative to a weight
@@ -33,7 +36,7 @@ def lower_if_blown_up(case: Case) -> Remedy | None:
 
 
 def lower(case: Case) -> Remedy | None:
-    """Lower the rate so that the first step changes the weights by about 3 %."""
+    """Lower the rate until the first step changes the weights by a few per cent."""
     ratio = case.number("update_ratio") or case.update_ratio
     if not case.lr or (case.finding.rule not in _OF_THE_RATE and ratio is not None and ratio <= _LOW_ENOUGH):
         return None
@@ -41,19 +44,19 @@ def lower(case: Case) -> Remedy | None:
 
 
 def higher(case: Case) -> Remedy | None:
-    """Raise the rate so that the first step changes the weights by about 3 %."""
+    """Raise the rate until the first step changes the weights by a few per cent."""
     return _changed(case, case.lr, _factor(case, case.lr, down=False)) if case.lr else None
 
 
 def lower_further(case: Case) -> Remedy | None:
-    """Lower the rate to a fifth of that, as the share of 3 % fits no network exactly."""
+    """Lower the rate to a fifth of that, as no share fits every network."""
     if lower(case) is None or not case.lr:
         return None
     return _changed(case, case.lr, 1 / (_NEIGHBOUR * _factor(case, case.lr, down=True)))
 
 
 def higher_less(case: Case) -> Remedy | None:
-    """Raise the rate to a fifth of that, as the share of 3 % fits no network exactly."""
+    """Raise the rate to a fifth of that, as no share fits every network."""
     factor = _factor(case, case.lr, down=False) / _NEIGHBOUR if case.lr else 0.0
     return _changed(case, case.lr, factor) if case.lr and factor > _SMALLEST_CHANGE else None
 
@@ -66,11 +69,26 @@ def higher_if_rounded_away(case: Case) -> Remedy | None:
 
 
 def fitting_rate(case: Case) -> float | None:
-    """Return the rate at which the first step changes the weights by about 3 %, None if none was measured."""
+    """Return the rate at which the first step changes the weights by a few per cent, None if unmeasured.
+
+    It stays within the rates that people use.
+    """
     if case.first_update is None:
         return None
     ratio, rate = case.first_update
-    return FIRST_STEP * rate / ratio
+    return usable(case, first_step(case) * rate / ratio)
+
+
+def first_step(case: Case) -> float:
+    """Return the share of the weights by which the first step of this optimizer should change them."""
+    return FIRST_STEP_OF_ADAM if case.adaptive else FIRST_STEP
+
+
+def usable(case: Case, rate: float) -> float:
+    """Return the nearest rate that people use with this optimizer."""
+    like_adam = any(word in case.optimizer.lower() for word in ("adam", "rms", "lion"))
+    low, high = _RATES_OF_ADAM if like_adam and "adamax" not in case.optimizer.lower() else _RATES
+    return min(max(rate, low), high)
 
 
 def _factor(case: Case, rate: float, down: bool) -> float:
@@ -80,12 +98,13 @@ def _factor(case: Case, rate: float, down: bool) -> float:
     if fitting:
         factor = rate / fitting if down else fitting / rate
     elif told:
-        factor = 1 / told if down else told
+        wanted = usable(case, rate * told)
+        factor = rate / wanted if down else wanted / rate
     else:
         factor = _FALLBACK_CHANGE
     if factor < _SMALLEST_CHANGE:
         factor = _FALLBACK_CHANGE if down else _SMALLEST_CHANGE
-    return min(factor, _LARGEST_CHANGE)
+    return factor
 
 
 def _changed(case: Case, before: float, factor: float) -> Remedy:
@@ -99,7 +118,7 @@ def _changed(case: Case, before: float, factor: float) -> Remedy:
         ratio = case.first_update[0] * before / case.first_update[1]
         why = (
             f"At {figure(before)} the first step changes the weights by {figure(ratio)} of their size; in "
-            f"networks that learn it is about {figure(FIRST_STEP)}."
+            f"networks that learn it is about {figure(first_step(case))}."
         )
         expected = f"First update {figure(ratio)} → {figure(ratio * rate / before)} of the weights."
     return Remedy(

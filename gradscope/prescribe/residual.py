@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gradscope.prescribe.case import Case
+from gradscope.prescribe.optimizer import with_fitting_steps
 from gradscope.prescribe.paste import block, figure, name_list
 from gradscope.records import LayerInfo, Remedy
 
@@ -35,6 +36,11 @@ def add_skips(case: Case) -> Remedy | None:
 def skip_deep(case: Case) -> Remedy | None:
     """Add skips first of all in a deep network whose activation itself lets the gradient pass."""
     return add_skips(case) if case.depth >= _DEEP and case.activation not in _SQUASHING else None
+
+
+def skip_deep_with_steps(case: Case) -> Remedy | None:
+    """Add skips in a deep network and put Adam for an optimizer whose step follows the gradient's size."""
+    return None if case.adaptive else with_fitting_steps(case, skip_deep(case))
 
 
 def skip_norms(case: Case) -> Remedy | None:

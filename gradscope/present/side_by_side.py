@@ -6,9 +6,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from gradscope.present.comparison import Comparison
-from gradscope.present.treatment import TreatmentPage
+from gradscope.present.treatment import EffectRow, TreatmentPage
 
 _OUTCOMES = {"helps": "bold green", "harms": "red", "no clear effect": "yellow", "not tried": "dim"}
+_WIDE = 100  # columns
+_LOSS = 3  # the cell of the losses
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -27,16 +29,25 @@ def comparison_table(comparison: Comparison) -> Table:
     return table
 
 
-def ranking_table(page: TreatmentPage) -> Table:
-    """Return the remedies by measured effect."""
+def ranking_table(page: TreatmentPage, columns: int) -> Table:
+    """Return the remedies by measured effect; a terminal of few columns has no room for the losses."""
+    rules = [rule for row in page.rows for rule in row.cured]
+    wide = columns >= _WIDE
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("remedy", overflow="fold", ratio=2)
-    for heading in ("outcome", "effect (95 % interval)", "loss", "a step", "cured"):
-        table.add_column(heading, overflow="fold")
-    table.add_row("untreated", "", "", page.patient, "1×", "")
-    for row in page.rows:
-        outcome = f"[{_OUTCOMES.get(row.outcome, '')}]{row.outcome}[/]"
-        why = f": {escape(row.failure)}" if row.failure else ""
-        cured = escape(", ".join(row.cured))
-        table.add_row(escape(row.title), outcome + why, row.gained_text, row.final, row.cost, cured)
+    table.add_column("remedy", ratio=2)
+    table.add_column("outcome", min_width=7)
+    table.add_column("effect (95 % interval)", min_width=10)
+    if wide:
+        table.add_column("loss", no_wrap=True)
+    table.add_column("a step", no_wrap=True, min_width=6)
+    table.add_column("cured", no_wrap=True, min_width=max(map(len, rules), default=5))
+    for cells in (("untreated", "", "", page.patient, "1×", ""), *map(_cells, page.rows)):
+        table.add_row(*(cell for place, cell in enumerate(cells) if wide or place != _LOSS))
     return table
+
+
+def _cells(row: EffectRow) -> tuple[str, ...]:
+    outcome = f"[{_OUTCOMES.get(row.outcome, '')}]{row.outcome}[/]"
+    why = f": {escape(row.failure)}" if row.failure else ""
+    cured = escape("\n".join(row.cured))
+    return escape(row.title), outcome + why, row.gained_text, row.final, row.cost, cured

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from gradscope.errors import GradscopeError
 from gradscope.examine import examine
@@ -72,9 +73,8 @@ def treat_shown(
     after = examine(read_run(winner.trials[0].run)) if winner else None
     page = treatment_page(treatment, before, after)
     (path / "treatment.html").write_bytes(render_treatment(page).encode(errors="replace"))
-    console.print(f"[bold]{page.headline}[/]: ", end="")
-    console.print(page.lead, markup=False, highlight=False)
-    console.print(ranking_table(page))
+    console.print(Text.assemble((page.headline, "bold"), ": ", page.lead))
+    console.print(ranking_table(page, console.width))
     if winner:
         console.print("\n[bold]paste[/]")
         console.print(winner.remedy.code, markup=False, highlight=False, soft_wrap=True)

@@ -16,11 +16,13 @@ from torch.nn import functional
 
 from gradscope.prescribe import TABLE, Clipping, TrainingChange, prescribe, surgery, training_change
 from gradscope.prescribe.paste import figure
+from gradscope.prescribe.training import steps_of
 from gradscope.records import REMEDY_KINDS, RULE_NAMES, Finding, OptimizerInfo, Remedy, Run
 from tests.prescribe.models import FunctionalMLP, mlp, patients
 from tests.prescribe.recorded import record
 from tests.runs import empty_run, mlp_run
 
+SGD = OptimizerInfo("SGD", ({"lr": 0.1, "momentum": 0},))
 ADAM = OptimizerInfo("Adam", ({"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1},))
 
 
@@ -124,9 +126,14 @@ def test_exploding_layers_get_adam_as_well_where_sgd_trained_them() -> None:
     assert change.optimizer == "AdamW"
     assert 1e-3 <= (change.rate or 0) <= 1e-2
     assert "AdamW" in remedy.code
-    adam = first("exploding-gradient", with_variance(mlp_run(optimizer=ADAM), 32.0), **evidence)
+    fitting = OptimizerInfo("Adam", ({"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8},))
+    run = with_variance(mlp_run(optimizer=fitting), 32.0)
+    run = replace(run, steps=run.steps.assign(lr=0.01))
+    adam = first("exploding-gradient", run, **evidence)
     assert adam.kind == "initialization"
     assert not training_change(adam.action)
+    far = first("exploding-gradient", with_variance(mlp_run(optimizer=ADAM), 32.0), **evidence)
+    assert training_change(far.action).rate == 0.01
 
 
 def test_vanishing_through_sigmoids_gets_relu_or_elu_where_relu_would_die() -> None:
@@ -159,14 +166,46 @@ def test_units_that_died_in_training_get_a_smaller_rate_and_those_born_dead_do_n
 
 def test_the_rate_follows_the_first_update_which_nothing_has_disturbed_yet() -> None:
     run = mlp_run(parameter_values={"update_ratio": 0.2})
-    remedy = first("learning-rate-too-high", run, suggested_factor=1e-6)
+    remedy = rate_remedy("learning-rate-too-high", run, suggested_factor=1e-6)
     assert remedy.action["rate"] == 0.02
     assert remedy.expected == "First update 0.2 → 0.04 of the weights."
-    low = first("learning-rate-too-low", mlp_run(parameter_values={"update_ratio": 1e-5}))
-    assert low.action["rate"] == 300.0
     unmeasured = mlp_run(parameter_values={"update_ratio": float("nan")})
-    assert first("learning-rate-too-low", unmeasured, suggested_factor=20.0).action["rate"] == 2.0
-    assert first("learning-rate-too-high", unmeasured).action["rate"] == 0.01
+    assert rate_remedy("learning-rate-too-low", unmeasured, suggested_factor=5.0).action["rate"] == 0.5
+    assert rate_remedy("learning-rate-too-high", unmeasured).action["rate"] == 0.01
+
+
+def rate_remedy(rule: str, run: Run, **evidence: float) -> Remedy:
+    return next(item for item in prescribe(finding(rule, **evidence), run) if item.kind == "learning-rate")
+
+
+def test_no_rate_is_prescribed_that_nobody_uses() -> None:
+    # Where the present rate, 0.1, lies beyond the usual ones already, three times as much is the most to try.
+    for optimizer, largest in ((SGD, 1.0), (ADAM, 0.01)):
+        for ratio in (1e9, 1e-9):
+            run = mlp_run(optimizer=optimizer, parameter_values={"update_ratio": ratio})
+            for rule in ("learning-rate-too-high", "learning-rate-too-low"):
+                rates = [training_change(item.action).rate for item in prescribe(finding(rule), run)]
+                assert all(1e-6 <= rate <= max(largest, 0.3) for rate in rates if rate is not None), (
+                    rule,
+                    rates,
+                )
+
+
+def test_plain_sgd_gets_adam_first_where_its_rate_is_wrong_and_momentum_keeps_sgd() -> None:
+    plain = mlp_run(optimizer=SGD, parameter_values={"update_ratio": 0.5})
+    momentum = mlp_run(
+        optimizer=OptimizerInfo("SGD", ({"lr": 0.1, "momentum": 0.9},)),
+        parameter_values={"update_ratio": 0.5},
+    )
+    for rule in ("learning-rate-too-high", "learning-rate-too-low"):
+        assert first(rule, plain).title.startswith("Use AdamW")
+        assert first(rule, momentum).kind == "learning-rate"
+
+
+def test_a_loss_that_falls_without_end_gets_its_sign_turned_first() -> None:
+    remedy = first("output-mismatch", mlp_run(), mismatch=7.0)
+    assert remedy.title == "Turn the sign of the loss"
+    assert not remedy.action
 
 
 def test_frozen_layers_are_never_drawn_anew() -> None:
@@ -177,8 +216,9 @@ def test_frozen_layers_are_never_drawn_anew() -> None:
     run = replace(run, info=replace(run.info, parameters=frozen), _tables={})
     assert frozen[0].name.startswith("net.0.")
     remedy = first("poor-initialization", run)
-    assert "net.0" not in remedy.action["layers"]
-    assert "net.2" in remedy.action["layers"]
+    layers = next(part["layers"] for part in steps_of(remedy.action) if part["do"] == "initialize")
+    assert "net.0" not in layers
+    assert "net.2" in layers
 
 
 def with_norms(run: Run, norms: np.ndarray) -> Run:

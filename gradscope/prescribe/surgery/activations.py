@@ -54,7 +54,10 @@ def _replace_modules(model: nn.Module, names: list[str], to: str) -> int:
             continue
         if not name:
             raise SurgeryRefused("the model is itself the activation; nothing holds it")
-        if kind_of_module(old) is None:
+        if isinstance(old, nn.RNN):
+            _bound_recurrence(name, old, to)
+            continue
+        if kind_of_module(old) is None and not _own_activation(old):
             raise SurgeryRefused(f"{name} is a {type(old).__name__}, not an activation")
         new = build(to).train(old.training)
         like = next(model.parameters(), None)
@@ -64,6 +67,19 @@ def _replace_modules(model: nn.Module, names: list[str], to: str) -> int:
             parent, _, child = alias.rpartition(".")
             setattr(model.get_submodule(parent), child, new)
     return len(names)
+
+
+def _own_activation(module: nn.Module) -> bool:
+    """Say whether a module may be an activation of the user's own: not torch's, and nothing in it."""
+    empty = not any(True for _ in module.parameters()) and not any(True for _ in module.children())
+    return empty and not type(module).__module__.startswith("torch.")
+
+
+def _bound_recurrence(name: str, layer: nn.RNN, to: str) -> None:
+    """Change the nonlinearity of one of torch's recurrences, in place."""
+    if to not in ("tanh", "relu"):
+        raise SurgeryRefused(f"{name} is a recurrence of torch's, which knows tanh and relu only")
+    layer.nonlinearity, layer.mode = to, f"RNN_{to.upper()}"
 
 
 def _suits(kind: str | None, wanted: tuple[str, ...], to: str) -> bool:

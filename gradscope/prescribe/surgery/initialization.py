@@ -48,6 +48,8 @@ def initialize(model: nn.Module, action: Mapping[str, Any], batch: Any) -> None:
         chosen = scheme.get(name, "own") if isinstance(scheme, Mapping) else scheme
         if isinstance(layer, RECURRENT):
             _initialize_recurrence(layer)
+        elif isinstance(layer, nn.MultiheadAttention):
+            _initialize_attention(layer)
         else:
             _draw(name, layer, "orthogonal" if chosen == "lsuv" else chosen, levels)
     if scheme == "lsuv":
@@ -66,15 +68,21 @@ def activation_behind(levels: Levels, name: str) -> str | None:
 def _layers(model: nn.Module, names: list[str] | None) -> dict[str, nn.Module]:
     recurrent = {name: module for name, module in model.named_modules() if isinstance(module, RECURRENT)}
     known: dict[str, nn.Module] = {**weighted(model), **recurrent}
+    attention = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)
+    }
     if not names:
         tied = _tied(model)
         chosen = {
             name: layer for name, layer in known.items() if id(layer._parameters.get("weight")) not in tied
         }
     else:
+        known |= attention
         missing = [name for name in names if name not in known]
         if missing:
-            raise SurgeryRefused(f"{missing[0]!r} is no linear, convolution or recurrent layer of the model")
+            raise SurgeryRefused(
+                f"{missing[0]!r} is no linear, convolution, recurrent or attention layer of the model"
+            )
         chosen = {name: known[name] for name in names}
     if not chosen:
         raise SurgeryRefused("the model has no linear, convolution or recurrent layer to initialise")
@@ -121,6 +129,18 @@ def _initialize_recurrence(layer: nn.Module) -> None:
                 if gated and "bias_ih" in name:
                     quarter = parameter.shape[0] // 4
                     parameter[quarter : 2 * quarter] = 1.0
+
+
+def _initialize_attention(layer: nn.MultiheadAttention) -> None:
+    """Draw the projections to queries, keys and values as torch does (Glorot & Bengio 2010)."""
+    with torch.no_grad():
+        for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+            weight = layer._parameters.get(name)
+            if weight is not None:
+                nn.init.xavier_uniform_(weight)
+        bias = layer._parameters.get("in_proj_bias")
+        if bias is not None:
+            bias.zero_()
 
 
 def _scale_to_unit_variance(model: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> None:

@@ -9,8 +9,8 @@ from gradscope.columns import LAYER_COLUMNS, PARAMETER_COLUMNS
 from gradscope.records import Run
 
 STEP_COLUMNS = ("loss", "lr", "grad_norm", "clipped_grad_norm", "clip_coefficient", "micro_batches")
-# Weight means are there for shards only; of dead units the merged share is an upper bound; the merged cosine is the
-# mean of those within each rank's own samples, and never compares samples of two ranks.
+# Weight means are there for shards only; of dead units the merged share is an upper bound; the merged
+# cosine is the mean over ranks of those within their own samples: samples of two ranks are never compared.
 LEFT_OUT = ("weight_mean", "activation_dead_unit_fraction", "activation_cosine")
 
 

@@ -20,6 +20,7 @@ from gradscope.closing import closing_line, ended_by
 from gradscope.errors import CriticalFinding, GradscopeError
 from gradscope.loss_scale import scale_of, was_skipped
 from gradscope.observe import Recorder
+from gradscope.observe.parameters import updated_by
 from gradscope.online import Conduct, OnCritical, Supervision
 from gradscope.places import RUNS, agreed, checked_place, is_distributed, new_run
 from gradscope.settings import Settings
@@ -162,8 +163,9 @@ class Watch:
     def _read_skipped(self, recorder: Recorder) -> None:
         """Read the gradients for which the scaler did not let the optimizer make its step, if still there."""
         for optimizer in self._optimizers if self._scaler is not None else ():
-            parameters = [item for group in optimizer.param_groups for item in group["params"]]
-            if id(optimizer) not in self._read and any(item.grad is not None for item in parameters):
+            if id(optimizer) not in self._read and any(
+                item.grad is not None for item in updated_by(optimizer)
+            ):
                 recorder.before_update(optimizer)
 
     def _supervise(self, recorder: Recorder) -> None:
@@ -281,7 +283,7 @@ def _any_process(optimizers: Sequence[Optimizer], found: bool) -> bool:
     if not is_distributed():
         return found
     # On the device of what is trained: not every backend reduces on every device.
-    device = next(item.device for group in optimizers[0].param_groups for item in group["params"])
+    device = updated_by(optimizers[0])[0].device
     flag = torch.tensor(float(found), device=device)
     distributed.all_reduce(flag, distributed.ReduceOp.MAX)
     return bool(flag.item())

@@ -19,6 +19,11 @@ from gradscope.records import OptimizerInfo, ParameterInfo
 INSPECTED = 1 << 22
 
 
+def updated_by(optimizer: Optimizer) -> list[Tensor]:
+    """Return the parameters that an optimizer updates, all its groups' in order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def named_parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, tuple[str, ...]]]:
     """Return every parameter once, by its first name, and the further names of tied ones."""
     first: dict[int, str] = {}

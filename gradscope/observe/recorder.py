@@ -20,7 +20,7 @@ from gradscope.observe.description import Description
 from gradscope.observe.flow import Flow, LayerStep
 from gradscope.observe.layers import is_scripted, watched_modules
 from gradscope.observe.packing import Parcel
-from gradscope.observe.parameters import mean_of_shard
+from gradscope.observe.parameters import mean_of_shard, updated_by
 from gradscope.observe.pieces import ParameterStep, Piece, norms_of_step
 from gradscope.observe.probes import Probes
 from gradscope.observe.schedule import schedule_from
@@ -131,7 +131,7 @@ class Recorder:
             self._weights = ParameterProbe(known.parameters, self.settings.update_sample)
             self._known = {id(parameter) for parameter in known.parameters.values()}
             for optimizer in self._optimizers:
-                self._known.update(map(id, _updated(optimizer)))
+                self._known.update(map(id, updated_by(optimizer)))
             self._probes = Probes(self._model, modules, self._flow)
             self._sink.begin(known.info)
             self._ended = perf_counter()
@@ -197,7 +197,7 @@ class Recorder:
 
     def _say_what_is_new(self, optimizer: Optimizer) -> None:
         """Say that parameters were added to a model that is being watched: nothing is known of them."""
-        parameters = _updated(optimizer)
+        parameters = updated_by(optimizer)
         new = len(parameters) - sum(id(parameter) in self._known for parameter in parameters)
         if new:
             self._known.update(map(id, parameters))
@@ -361,10 +361,6 @@ class _guard:
             self._recorder.failed(error)
             return True
         return False
-
-
-def _updated(optimizer: Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _rates(optimizers: Sequence[Optimizer]) -> dict[str, float | Tensor]:

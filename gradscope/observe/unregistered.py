@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradscope.observe.parameters import updated_by
 from gradscope.observe.wrappers import named_modules
 
 _REGISTERED = ("_parameters", "_modules", "_buffers")
@@ -17,7 +18,7 @@ def unregistered(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str,
     """Return by name a model's tensors with a gradient that neither it nor an optimizer lists."""
     known = {id(parameter) for parameter in model.parameters()}
     for optimizer in optimizers:
-        known.update(id(item) for group in optimizer.param_groups for item in group["params"])
+        known.update(map(id, updated_by(optimizer)))
     found: dict[str, Tensor] = {}
     for name, tensor in _held(model):
         if id(tensor) not in known and tensor.is_leaf and tensor.requires_grad and tensor.grad is not None:

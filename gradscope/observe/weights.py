@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from gradscope.observe.host_parameters import HostReader
 from gradscope.observe.moments import moments_of
-from gradscope.observe.parameters import is_sharded, local_part
+from gradscope.observe.parameters import is_sharded, local_part, updated_by
 from gradscope.observe.pieces import ParameterStep, Piece
 from gradscope.observe.samples import Samples
 from gradscope.observe.shelves import ShelfReader
@@ -105,7 +105,7 @@ class ParameterProbe:
     @torch.no_grad()
     def before_update(self, optimizer: Optimizer, scale: float | Tensor = 1.0) -> None:
         """Read weights and gradients of one optimizer's parameters; `scale` is what the gradients carry."""
-        plan = self._plan_of([item for group in optimizer.param_groups for item in group["params"]])
+        plan = self._plan_of(updated_by(optimizer))
         counts = self._step.counts
         if any(row in counts for row in plan.rows):  # read before in this step (LBFGS): the first counts
             self._step.repeated = True

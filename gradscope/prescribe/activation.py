@@ -16,7 +16,7 @@ from gradscope.prescribe.initialization import (
     size_after,
 )
 from gradscope.prescribe.optimizer import with_fitting_steps
-from gradscope.prescribe.paste import block, figure, name_list
+from gradscope.prescribe.paste import block, figure, joined, name_list
 from gradscope.records import LayerInfo, Remedy
 
 SQUASHING = ("sigmoid", "hardsigmoid", "logsigmoid", "softsign", "softmax")
@@ -141,11 +141,7 @@ def _replace_unknown(case: Case) -> Remedy | None:
         f"Replace {kind} by ReLU, with He initialisation",
         f"The first value that is not finite came out of {case.finding.layers[0]}, a {kind}, which stands "
         "between the layers as their activation; what outgrows its input overflows within a few layers.",
-        block(
-            activation_code(case, "relu", names, action),
-            "",
-            initialization_code(case, layers, "relu").removeprefix("import torch\n\n"),
-        ),
+        joined(activation_code(case, "relu", names, action), initialization_code(case, layers, "relu")),
         "Gain per layer → 1.00.",
         {"do": "all", "actions": [action, _he_before(names, case, layers)]},
     )
@@ -225,7 +221,7 @@ def replacement(
         action["layers"] = modules
     code = activation_code(case, to, modules, action)
     if layers:
-        code = block(code, "", initialization_code(case, layers, to).removeprefix("import torch\n\n"))
+        code = joined(code, initialization_code(case, layers, to))
         action = {"do": "all", "actions": [action, initialization_action(case, layers, to)]}
     scheme = scheme_for(to)
     return Remedy(

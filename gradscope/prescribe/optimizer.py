@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from gradscope.prescribe.case import Case
-from gradscope.prescribe.paste import block, figure, name_list, rounded, some
+from gradscope.prescribe.paste import block, figure, joined, name_list, rounded, some
 from gradscope.prescribe.rate import FIRST_STEP_OF_ADAM, rate_code
 from gradscope.records import Remedy
 
@@ -57,10 +57,9 @@ def use_adam_for_plain_sgd(case: Case) -> Remedy | None:
 def with_fitting_steps(case: Case, remedy: Remedy | None, weight_size: float | None = None) -> Remedy | None:
     """Return a remedy that changes the model together with the steps that suit the changed model.
 
-    Plain SGD becomes AdamW, as a rate that an ailing network survived is wrong for a healthy one; a
-    rate
-    that is off by far is set. weight_size: root mean square of the weights afterwards, by default the run's.
-    None where there is nothing to change.
+    Plain SGD becomes AdamW, as a rate that an ailing network survived is wrong for a healthy one; a rate that
+    is off by far is set. weight_size: root mean square of the weights afterwards, by default the run's. None
+    where there is nothing to change.
     """
     if remedy is None or not case.optimizer:
         return None
@@ -82,9 +81,7 @@ def with_fitting_steps(case: Case, remedy: Remedy | None, weight_size: float | N
         remedy,
         title=f"{remedy.title}, and {told}",
         why=f"{remedy.why} {why}",
-        code=block(
-            remedy.code, "", code.removeprefix("import torch\n\n") if "import torch" in remedy.code else code
-        ),
+        code=joined(remedy.code, code),
         action={"do": "all", "actions": [dict(remedy.action), action]},
     )
 

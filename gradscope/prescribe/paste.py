@@ -117,3 +117,8 @@ def block(*lines: str | Iterable[str]) -> str:
     for line in lines:
         flat.extend([line] if isinstance(line, str) else line)
     return "\n".join(flat)
+
+
+def joined(first: str, second: str) -> str:
+    """Put one piece of code after another; torch is imported once."""
+    return block(first, "", second.removeprefix("import torch\n\n") if "import torch" in first else second)

@@ -110,7 +110,9 @@ def test_parameters_in_a_plain_list_are_not_optimized(tmp_path: Path) -> None:
 
 
 def test_inputs_are_judged_behind_an_identity(tmp_path: Path) -> None:
-    build = lambda: nn.Sequential(nn.Identity(), *_body())  # noqa: E731
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Identity(), *_body())
+
     assert _found(_judge(tmp_path, build, scale=3e3))[:1] == ["unscaled-input"]
 
 

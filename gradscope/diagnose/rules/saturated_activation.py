@@ -63,10 +63,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     if not held:
         return None
     layers = sorted(held, key=lambda name: (held[name].first_row, run.layer(name).depth))
-    layers = [
-        name for name in layers if held[name].first_row == held[layers[0]].first_row
-    ]  # the others follow
     start, first = layers[0], held[layers[0]]
+    layers = [name for name in layers if held[name].first_row == first.first_row]  # the others follow
     share = float(np.nanmedian(table[start].to_numpy()[first.rows]))
     size = _preactivation(run, start, first.rows)
     loss = outcome(run, settings)

@@ -68,16 +68,17 @@ def activation_behind(levels: Levels, name: str) -> str | None:
 def _layers(model: nn.Module, names: list[str] | None) -> dict[str, nn.Module]:
     recurrent = {name: module for name, module in model.named_modules() if isinstance(module, RECURRENT)}
     known: dict[str, nn.Module] = {**weighted(model), **recurrent}
-    attention = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)
-    }
     if not names:
         tied = _tied(model)
         chosen = {
             name: layer for name, layer in known.items() if id(layer._parameters.get("weight")) not in tied
         }
     else:
-        known |= attention
+        known |= {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.MultiheadAttention)
+        }
         missing = [name for name in names if name not in known]
         if missing:
             raise SurgeryRefused(

@@ -39,6 +39,11 @@ from gradscope.records import Event, Finding, LayerInfo, Run
 from gradscope.settings import Settings
 
 NAME = "non-finite"
+# Functions whose derivative is finite wherever its factors are, beside those that change a shape.
+TAME = (
+    *("Add", "Addmm", "Bmm", "Cat", "Clone", "Index", "Mean", "Mm", "Mul", "Select", "Slice", "Split"),
+    *("Stack", "Sub", "Sum", "Tanh", "Sigmoid", "Relu", "Softmax"),
+)
 NAMED = re.compile(r"(?<![a-z])(nans?|infs?|infinity|infinite|non-?finite)(?![a-z])", re.IGNORECASE)
 
 
@@ -195,8 +200,13 @@ def _places(run: Run, birth: Birth) -> tuple[str, ...]:
         return (_container(run, layer) or layer.name,)
     taking = [item for item in consumers(run, layer.name) if item.depth > layer.depth]
     # Its own backward pass made it from a gradient that was finite, if nothing else lies between.
-    made = [item for item in taking if passes_as_is(layer, item)]
+    made = [item for item in taking if passes_as_is(layer, item) or _only_own_code_divides(item)]
     return (made[0].name,) if len(taking) == 1 and made else (layer.name,)
+
+
+def _only_own_code_divides(layer: LayerInfo) -> bool:
+    """Say whether a user's own module makes gradients that may be infinite, and what leads to it doesn't."""
+    return layer.role == "other" and set(operations(layer.functions)) <= {*RESHAPING, *TAME}
 
 
 def _container(run: Run, layer: LayerInfo) -> str:

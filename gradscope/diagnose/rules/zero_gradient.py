@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.diagnose.architecture import consumers, producers, skips, weight_layers
+from gradscope.diagnose.architecture import producers, skips, weight_layers
 from gradscope.diagnose.outcome import outcome
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import median, require_steps, steps_of
@@ -88,8 +88,9 @@ def _nearly_all(run: Run, weights: list[ParameterInfo], settings: Settings) -> F
     rows = slice(-max(settings.patience, len(run.steps) // 2), None)
     shares = {item.name: median(table[item.name].to_numpy()[rows]) for item in weights}
     idle = [item for item in weights if shares[item.name] > IDLE and item.name not in first]
-    idle = [item for item in idle if item.role == "weight" and not _rectified_away(run, item)]
-    if loss.progress != "stuck" or not idle:
+    idle = [item for item in idle if item.role == "weight"]
+    dead = run.layer_table("activation_dead_unit_fraction").to_numpy()[rows]
+    if loss.progress != "stuck" or not idle or (np.nan_to_num(dead) > 0.5).any():
         return None
     return Finding(
         NAME,
@@ -102,12 +103,6 @@ def _nearly_all(run: Run, weights: list[ParameterInfo], settings: Settings) -> F
         f"What {idle[0].layer} gives hardly matters to the loss: it is multiplied by zeros, or not used.",
         present(zero_share=shares[idle[0].name], zero_steps=1.0, loss_improvement=loss.improvement),
     )
-
-
-def _rectified_away(run: Run, weight: ParameterInfo) -> bool:
-    """Say whether most units that a weight feeds are dead."""
-    dead = run.layer_table("activation_dead_unit_fraction")
-    return any(median(dead[item.name].to_numpy()) > 0.5 for item in consumers(run, weight.layer))
 
 
 def _all_first(run: Run, zero: list[ParameterInfo]) -> bool:

@@ -16,7 +16,7 @@ from gradscope.observe.attention import entropy_share, shown_weights
 from gradscope.observe.dataflow import Dataflow
 from gradscope.observe.host_layers import HostCollector
 from gradscope.observe.layers import describe_layer, unit_axis_of, usual_unit_axis
-from gradscope.observe.parameters import local_part
+from gradscope.observe.parameters import local_part, unnested
 from gradscope.observe.probes import tensors_in
 from gradscope.observe.reading import OUTPUT, SIGNAL, Measured, Reading
 from gradscope.observe.staging import Collector
@@ -83,7 +83,7 @@ class Flow:
 
     def output(self, index: int, tensor: Tensor) -> None:
         """Take a tensor that layer `index` returned."""
-        reading = self._readings[index]
+        reading, tensor = self._readings[index], unnested(tensor)
         if self._host.add_output(reading, index, tensor):
             return
         part = local_part(tensor.detach())
@@ -94,6 +94,7 @@ class Flow:
 
     def signal(self, index: int, gradient: Tensor) -> None:
         """Take the gradient of the loss with respect to such a tensor."""
+        gradient = unnested(gradient)
         if not self._host.add_signal(index, gradient):
             part = local_part(gradient.detach())
             if not self._host.add_signal(index, part):
@@ -104,7 +105,7 @@ class Flow:
         if layer.kind != class_of(module).__name__:  # a lazy module has become what it stood for
             layer = describe_layer(layer.name, module, layer.parameters)
         tensor = next(tensors_in(output), None)
-        shape = tuple(tensor.shape) if tensor is not None else None
+        shape = tuple(unnested(tensor).shape) if tensor is not None else None
         axis = self._unit_axis(module, shape) if shape else None
         self.layers[index] = replace(
             layer,

@@ -136,6 +136,11 @@ def local_part(tensor: Tensor) -> Tensor:
     return spread.to_local() if is_sharded(tensor) else tensor
 
 
+def unnested(tensor: Tensor) -> Tensor:
+    """Return the entries of a nested tensor's parts side by side, any other tensor as it is."""
+    return tensor.detach().values() if tensor.is_nested else tensor
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether a tensor is spread over ranks, and holds this rank's shard inside."""
     return type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "to_local")

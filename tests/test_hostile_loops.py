@@ -57,7 +57,7 @@ def test_a_layer_that_is_added_in_training_is_said_not_to_be_recorded(tmp_path: 
 
 @pytest.mark.filterwarnings("error")
 def test_names_that_no_file_can_hold_are_spelled_out(tmp_path: Path) -> None:
-    """Lone surrogates in names of modules and parameters; what judges in training and the reader meet them."""
+    """Lone surrogates in names of modules and parameters, which what judges in training meets as well."""
     model = nn.Sequential()
     setattr(model, "\ud800", nn.Linear(3, 4))
     model.add_module("head", nn.Linear(4, 1))

@@ -90,8 +90,7 @@ class Seen:
             isinstance(
                 self.module, (nn.Linear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
             )
-            or output.dim() == 3
-            and not isinstance(self.module, nn.Conv1d)
+            or (output.dim() == 3 and not isinstance(self.module, nn.Conv1d))
         )
         return plain_cosine(output[0].flatten(0, -2) if tokens else output.flatten(1))
 

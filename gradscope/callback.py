@@ -155,7 +155,7 @@ class Observation:
         recorder.before_update(optimizer, self._scale if scaled and self._scale is not None else 1.0)
 
     def _after_update(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
-        """Read the update and the clipped gradients now: another optimizer's backward pass may add to them."""
+        """Read updates and clipped gradients now: another optimizer's backward pass may add to them."""
         self._updated = True
         if self._recorder is not None:
             self._recorder.after_update(optimizer)

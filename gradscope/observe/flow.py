@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradscope.columns import LAYER_COLUMNS
 from gradscope.observe.activations import INPUT_LIMITS, RECTIFIERS, limits_of_module, name_of_module
-from gradscope.observe.attention import entropy_share, shown_weights
+from gradscope.observe.attention import attends, attention_weights, entropy_shares, may_attend
 from gradscope.observe.dataflow import Dataflow
 from gradscope.observe.host_layers import HostCollector
 from gradscope.observe.layers import describe_layer, unit_axis_of, usual_unit_axis
@@ -42,7 +42,7 @@ class LayerStep:
     def tensors(self) -> list[Tensor]:
         """Return the tensors to bring to the host."""
         measured = [tensor for item in self.measured for tensor in item.tensors()]
-        return measured + [entropy.view(1) for _, entropy in self.entropies]
+        return measured + [shares for _, shares in self.entropies]
 
 
 class Flow:
@@ -64,6 +64,7 @@ class Flow:
         self._host, self._collector = HostCollector(), Collector()
         self._units = LiveUnits(dead_window)
         self._entropies: list[tuple[int, Tensor]] = []
+        self._attending = {index for index, module in enumerate(modules.values()) if may_attend(module)}
         self._order: list[int] = []
         self.news = True
         self._calls = [0] * len(self.layers)
@@ -77,9 +78,13 @@ class Flow:
             self._first_call(index, module, output)
         if self.dataflow is not None:
             self.dataflow.returned(index, output)
-        weights = shown_weights(module, output)
-        if weights is not None:
-            self._entropies.append((index, entropy_share(weights)))
+            path = self.dataflow.paths.get(index)
+            if path is not None and attends(path.functions):
+                self._attending.add(index)
+        if index in self._attending:
+            weights = attention_weights(module, output)
+            if weights is not None:
+                self._entropies.append((index, entropy_shares(weights)))
 
     def output(self, index: int, tensor: Tensor) -> None:
         """Take a tensor that layer `index` returned."""
@@ -194,9 +199,11 @@ class Flow:
         table[broken, COLUMN["activation_saturated_fraction"]] = np.nan
         table[:, COLUMN["activation_cosine"]] = _mean_cosines(parts, len(table))
         table[broken, COLUMN["activation_cosine"]] = np.nan
-        values = [float(array[0]) for array in arrays[len(arrays) - len(step.entropies) :]]
-        owners = np.array([owner for owner, _ in step.entropies], np.intp)
-        table[:, COLUMN["attention_entropy"]] = _means(owners, np.ones(len(owners)), values, len(table))
+        if step.entropies:
+            owners = np.array([owner for owner, _ in step.entropies], np.intp)
+            mean, lowest = np.stack(arrays[len(arrays) - len(owners) :], 1)
+            table[:, COLUMN["attention_entropy"]] = _means(owners, np.ones(len(owners)), mean, len(table))
+            np.fmin.at(table[:, COLUMN["attention_entropy_lowest"]], owners, lowest)
         self._count_dead(table, parts, step.live)
         return table
 

@@ -23,6 +23,7 @@ LAYER_COLUMNS_ELSEWHERE = {
     "activation_saturated_fraction",
     "activation_dead_unit_fraction",
     "attention_entropy",
+    "attention_entropy_lowest",
 }
 STATE = {"momentum_norm", "second_moment_rms", "epsilon_fraction", "weight_mean"}
 pytestmark = pytest.mark.filterwarnings("ignore")

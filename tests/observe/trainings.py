@@ -60,9 +60,11 @@ def mlp() -> nn.Module:
 
 
 class Checkpointed(nn.Module):
-    def __init__(self, reentrant: bool) -> None:
+    """Recompute the inner layers in the backward pass, unless it is told not to."""
+
+    def __init__(self, reentrant: bool, width: int = 6, inner: nn.Module | None = None) -> None:
         super().__init__()
-        self.first, self.inner, self.reentrant = nn.Linear(6, 6), mlp(), reentrant
+        self.first, self.inner, self.reentrant = nn.Linear(width, width), inner or mlp(), reentrant
         self.recomputes = True
 
     def forward(self, x: Tensor) -> Tensor:
@@ -309,6 +311,7 @@ TRAININGS: dict[str, Training] = {
         lambda: Attending(True), lambda step: [*shaped(3, 5, 8)(step), *shaped(2, 7, 8)(step)]
     ),
     "attention without weights": Training(lambda: Attending(False), shaped(3, 5, 8)),
+    "attention, checkpointed": Training(lambda: Checkpointed(False, 8, Attending(False)), shaped(3, 5, 8)),
     "tied": Training(Tied, tokens),
     "sparse gradients": Training(Sparse, tokens, optimizers=lambda m: [torch.optim.SGD(m.parameters(), 0.1)]),
     "sparse outputs": Training(Sparsely, vectors()),

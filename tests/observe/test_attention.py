@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gradscope.observe.attention import QUERIES, attention_weights, attends, entropy_shares
+from gradscope.observe.attention import QUERIES, attends, attention_weights, entropy_shares
 from tests.observe.sinks import MemorySink, record
 
 HEADS, LENGTH, WIDTH = 2, 9, 8

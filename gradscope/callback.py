@@ -26,6 +26,9 @@ from gradscope.store import RunWriter
 class Observation:
     """The hooks of a Lightning callback, written once for both packages; mixed in before their Callback.
 
+    Gradients are read before Lightning clips them; under manual optimisation as each optimizer is about to
+    use them, so after what a training step clips itself.
+
     run_dir: where the run is written; by default a new folder beside the trainer's checkpoints.
     every_n_steps: record every n-th optimizer step, or "auto": dense at first, then sparser.
     layers: shell-style name patterns of the modules to watch; all leaves by default.
@@ -152,7 +155,10 @@ class Observation:
         recorder.before_update(optimizer, self._scale if scaled and self._scale is not None else 1.0)
 
     def _after_update(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
+        """Read updates and clipped gradients now: another optimizer's backward pass may add to them."""
         self._updated = True
+        if self._recorder is not None:
+            self._recorder.after_update(optimizer)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from gradscope.columns import LAYER_COLUMNS
 from gradscope.observe.activations import INPUT_LIMITS, RECTIFIERS, limits_of_module, name_of_module
-from gradscope.observe.attention import entropy_share, shown_weights
+from gradscope.observe.attention import attends, attention_weights, entropy_shares, may_attend
 from gradscope.observe.dataflow import Dataflow
 from gradscope.observe.host_layers import HostCollector
 from gradscope.observe.layers import describe_layer, unit_axis_of, usual_unit_axis
-from gradscope.observe.parameters import local_part
+from gradscope.observe.parameters import local_part, unnested
 from gradscope.observe.probes import tensors_in
 from gradscope.observe.reading import OUTPUT, SIGNAL, Measured, Reading
 from gradscope.observe.staging import Collector
@@ -42,7 +42,7 @@ class LayerStep:
     def tensors(self) -> list[Tensor]:
         """Return the tensors to bring to the host."""
         measured = [tensor for item in self.measured for tensor in item.tensors()]
-        return measured + [entropy.view(1) for _, entropy in self.entropies]
+        return measured + [shares for _, shares in self.entropies]
 
 
 class Flow:
@@ -64,6 +64,7 @@ class Flow:
         self._host, self._collector = HostCollector(), Collector()
         self._units = LiveUnits(dead_window)
         self._entropies: list[tuple[int, Tensor]] = []
+        self._attending = {index for index, module in enumerate(modules.values()) if may_attend(module)}
         self._order: list[int] = []
         self.news = True
         self._calls = [0] * len(self.layers)
@@ -77,13 +78,17 @@ class Flow:
             self._first_call(index, module, output)
         if self.dataflow is not None:
             self.dataflow.returned(index, output)
-        weights = shown_weights(module, output)
-        if weights is not None:
-            self._entropies.append((index, entropy_share(weights)))
+            path = self.dataflow.paths.get(index)
+            if path is not None and attends(path.functions):
+                self._attending.add(index)
+        if index in self._attending:
+            weights = attention_weights(module, output)
+            if weights is not None:
+                self._entropies.append((index, entropy_shares(weights)))
 
     def output(self, index: int, tensor: Tensor) -> None:
         """Take a tensor that layer `index` returned."""
-        reading = self._readings[index]
+        reading, tensor = self._readings[index], unnested(tensor)
         if self._host.add_output(reading, index, tensor):
             return
         part = local_part(tensor.detach())
@@ -94,6 +99,7 @@ class Flow:
 
     def signal(self, index: int, gradient: Tensor) -> None:
         """Take the gradient of the loss with respect to such a tensor."""
+        gradient = unnested(gradient)
         if not self._host.add_signal(index, gradient):
             part = local_part(gradient.detach())
             if not self._host.add_signal(index, part):
@@ -104,7 +110,7 @@ class Flow:
         if layer.kind != class_of(module).__name__:  # a lazy module has become what it stood for
             layer = describe_layer(layer.name, module, layer.parameters)
         tensor = next(tensors_in(output), None)
-        shape = tuple(tensor.shape) if tensor is not None else None
+        shape = tuple(unnested(tensor).shape) if tensor is not None else None
         axis = self._unit_axis(module, shape) if shape else None
         self.layers[index] = replace(
             layer,
@@ -193,9 +199,11 @@ class Flow:
         table[broken, COLUMN["activation_saturated_fraction"]] = np.nan
         table[:, COLUMN["activation_cosine"]] = _mean_cosines(parts, len(table))
         table[broken, COLUMN["activation_cosine"]] = np.nan
-        values = [float(array[0]) for array in arrays[len(arrays) - len(step.entropies) :]]
-        owners = np.array([owner for owner, _ in step.entropies], np.intp)
-        table[:, COLUMN["attention_entropy"]] = _means(owners, np.ones(len(owners)), values, len(table))
+        if step.entropies:
+            owners = np.array([owner for owner, _ in step.entropies], np.intp)
+            mean, lowest = np.stack(arrays[len(arrays) - len(owners) :], 1)
+            table[:, COLUMN["attention_entropy"]] = _means(owners, np.ones(len(owners)), mean, len(table))
+            np.fmin.at(table[:, COLUMN["attention_entropy_lowest"]], owners, lowest)
         self._count_dead(table, parts, step.live)
         return table
 

@@ -18,6 +18,7 @@ from gradscope.summarise import (
     magnitudes_of_rows,
     mean_cosine,
     moments_of_rows,
+    stored_values,
 )
 
 # A tensor of at most this many entries is copied; that is cheaper than the operations that summarise it.
@@ -58,10 +59,15 @@ class Collector:
 
     def add(self, reading: Reading, owner: int, tensor: Tensor) -> None:
         """Take the statistics of a tensor that belongs to layer `owner`; the tensor is not kept."""
+        if not tensor.numel():
+            return
+        if tensor.layout is not torch.strided:
+            self._measured.append(_measure_sparse(reading, owner, tensor))
+            return
         tensor = tensor.abs() if tensor.dtype.is_complex else tensor
         if tensor.numel() > SMALL:
             self._measured.append(_measure(reading, [owner], tensor[None]))
-        elif tensor.numel():
+        else:
             key = (reading, tensor.shape, tensor.dtype, tensor.device)
             stage = self._stages.get(key)
             if stage is None:
@@ -97,3 +103,12 @@ def _measure(reading: Reading, owners: list[int], stack: Tensor) -> Measured:
     live = live_units(stack, reading.unit_axis) if reading.unit_axis is not None else None
     cosine = None if reading.signal else mean_cosine(stack, reading.rows)
     return Measured(reading.signal, owners, entries, table, saturated, live, cosine)
+
+
+def _measure_sparse(reading: Reading, owner: int, tensor: Tensor) -> Measured:
+    """Return the statistics of a sparse tensor; entries that it doesn't store are zeros."""
+    values, size = stored_values(tensor), tensor.numel()
+    values = (values.abs() if values.dtype.is_complex else values).reshape(1, -1)
+    measure = magnitudes_of_rows if reading.signal else moments_of_rows
+    table = measure(values, size if values.numel() < size else None)
+    return Measured(reading.signal, [owner], [size], table)

@@ -112,7 +112,8 @@ def _colour_axis(grid: Grid) -> dict[str, Any]:
     bar: dict[str, Any] = {"thickness": 10, "outlinewidth": 0, "len": 1, "xpad": 6, "ypad": 0}
     limits = {"cmin": grid.low, "cmax": grid.high}
     if grid.scale == "fraction":
-        return limits | {"colorbar": bar | {"tickformat": ".0%", "nticks": 6}}
+        bar |= {"tickformat": ".0%", "nticks": 6}
+        return limits | {"colorbar": bar, "reversescale": grid.worst == "low"}
     first, last = ceil(grid.low), floor(grid.high)
     decades = list(range(first, last + 1, max(1, ceil((last - first) / 6))))
     bar |= {"tickvals": decades, "ticktext": [f"10<sup>{decade}</sup>" for decade in decades]}

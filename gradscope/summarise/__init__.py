@@ -1,7 +1,13 @@
 """Pure statistics: from tensors to a few numbers, kept on the device until they are packed."""
 
 from gradscope.summarise.cosine import Between, mean_cosine
-from gradscope.summarise.entries import dense_entries, real_entries, stored_entries, stored_size
+from gradscope.summarise.entries import (
+    dense_entries,
+    real_entries,
+    stored_entries,
+    stored_size,
+    stored_values,
+)
 from gradscope.summarise.merge import MAGNITUDES, MOMENTS, merge_calls
 from gradscope.summarise.rows import (
     count_between,
@@ -30,4 +36,5 @@ __all__ = [
     "shares_below",
     "stored_entries",
     "stored_size",
+    "stored_values",
 ]

@@ -198,3 +198,8 @@ PARAMETER_COLUMNS: tuple[Column, ...] = (
         "count",
     ),
 )
+
+
+def meaning_of(name: str) -> str:
+    """Return what a statistic of layers means."""
+    return next(column.meaning for column in LAYER_COLUMNS if column.name == name)

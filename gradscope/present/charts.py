@@ -19,6 +19,7 @@ from gradscope.present.view import Page
 ZERO_COLOUR, NONFINITE_COLOUR = "#c3c9d1", "#f5208b"  # neither is in the colour scales
 ROW_LABELS = 26
 STEP_LABELS = 6
+_POWER_SIZE = 9  # plotly enlarges the powers of a logarithmic axis by a quarter
 CONFIG = {
     "displaylogo": False,
     "showSendToCloud": False,
@@ -112,7 +113,8 @@ def _colour_axis(grid: Grid) -> dict[str, Any]:
     bar: dict[str, Any] = {"thickness": 10, "outlinewidth": 0, "len": 1, "xpad": 6, "ypad": 0}
     limits = {"cmin": grid.low, "cmax": grid.high}
     if grid.scale == "fraction":
-        return limits | {"colorbar": bar | {"tickformat": ".0%", "nticks": 6}}
+        bar |= {"tickformat": ".0%", "nticks": 6}
+        return limits | {"colorbar": bar, "reversescale": grid.worst == "low"}
     first, last = ceil(grid.low), floor(grid.high)
     decades = list(range(first, last + 1, max(1, ceil((last - first) / 6))))
     bar |= {"tickvals": decades, "ticktext": [f"10<sup>{decade}</sup>" for decade in decades]}
@@ -181,6 +183,7 @@ def profile_figure(profile: Profile) -> go.Figure:
         yaxis={
             "type": "log",
             "exponentformat": "power",
+            "tickfont": {"size": _POWER_SIZE},
             "automargin": True,
             "dtick": max(1, ceil((high - low) / 7)),
             "range": [low, high],
@@ -292,7 +295,7 @@ def _value_axis(title: str, lines: Sequence[Line], domain: tuple[float, float]) 
         "nticks": 5,
     }
     if logarithmic:
-        return axis | {"type": "log", "exponentformat": "power"}
+        return axis | {"type": "log", "exponentformat": "power", "tickfont": {"size": _POWER_SIZE}}
     return axis | {"type": "linear", "exponentformat": "power", "range": _calm_range(values)}
 
 

@@ -13,15 +13,21 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from gradscope.columns import meaning_of
 from gradscope.present import wording
 from gradscope.records import ParameterInfo, Run
 
 GRID_ROWS = 120
 GRID_COLUMNS = 240
-QUIET_FRACTION = 0.005  # a map of shares that never exceed this is one flat colour: a sentence says it better
+# A map of shares that never exceed this, or of rows that never come so close, is one flat colour: a sentence
+# says it better.
+QUIET_FRACTION, QUIET_DISTANCE = 0.005, 0.1
 ZERO, NONFINITE = 1, 2
 
+DISTANCE = "1 - activation_cosine"  # not recorded as such, but it is what shows how close to 1 cosines come
+
 Scale = Literal["log10", "fraction"]
+Worst = Literal["low", "high"]  # how a block of fractions is merged, and what its summary tells
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Grid:
     marks: tuple[tuple[int, ...], ...]
     low: float
     high: float
+    worst: Worst
     summary: str
 
     def has(self, mark: int) -> bool:
@@ -60,6 +67,8 @@ class _Source:
     column: str
     nonfinite: tuple[str, ...] = ()
     of: Literal["layer", "weight"] = "layer"
+    worst: Worst = "high"
+    optional: bool = False  # most runs have none of it, and need not be told
 
 
 _SOURCES = (
@@ -102,6 +111,25 @@ _SOURCES = (
         "fraction",
         "activation_saturated_fraction",
     ),
+    _Source(
+        "distance",
+        "Distance between rows",
+        "log10 of 1 − cosine between the rows (samples, or tokens of one) of each layer's output; "
+        "it falls as the layers lose what tells the rows apart",
+        "log10",
+        DISTANCE,
+        worst="low",
+        optional=True,
+    ),
+    _Source(
+        "entropy",
+        "Attention entropy",
+        meaning_of("attention_entropy"),
+        "fraction",
+        "attention_entropy",
+        worst="low",
+        optional=True,
+    ),
 )
 
 
@@ -117,17 +145,29 @@ def grids(run: Run) -> tuple[tuple[Grid, ...], tuple[str, ...]]:
         bad = (bad > 0) | np.isinf(values)
         values = values.mask(bad)
         shown = values.columns[(values.notna() | bad).any()]
-        if not len(shown):
-            silent.append(f"{source.title}: nothing was recorded.")
-        elif source.scale == "fraction" and not values[shown].max().max() >= QUIET_FRACTION:
-            silent.append(f"{source.title}: none worth a map, under 0.5 % in every layer at every step.")
-        else:
+        reason = _why_not(source, values[shown])
+        if not reason:
             drawn.append(_grid(source, values[shown], bad[shown]))
+        elif len(shown) or not source.optional:
+            silent.append(f"{source.title}: {reason}.")
     return tuple(drawn), tuple(silent)
+
+
+def _why_not(source: _Source, values: pd.DataFrame) -> str:
+    """Return why a map would show nothing, "" if it shows something."""
+    if not values.shape[1]:
+        return "nothing was recorded"
+    if source.column == DISTANCE and values.min().min() > QUIET_DISTANCE:
+        return f"none worth a map, cosine under {1 - QUIET_DISTANCE:g} in every layer at every step"
+    if source.scale == "fraction" and source.worst == "high" and not values.max().max() >= QUIET_FRACTION:
+        return "none worth a map, under 0.5 % in every layer at every step"
+    return ""
 
 
 def source_table(run: Run, of: Literal["layer", "weight"], column: str) -> pd.DataFrame:
     """Return a statistic of all layers, or of all weights (of tables, too) in execution order."""
+    if column == DISTANCE:
+        return (1 - run.layer_table("activation_cosine")).clip(lower=0)  # below is only rounding
     if of == "layer":
         return run.layer_table(column)
     return run.parameter_table(column)[[weight.name for weight in weights(run)]]
@@ -141,7 +181,7 @@ def weights(run: Run) -> list[ParameterInfo]:
 
 
 def _grid(source: _Source, values: pd.DataFrame, bad: pd.DataFrame) -> Grid:
-    middle = "median" if source.scale == "log10" else "max"
+    middle = "median" if source.scale == "log10" else "max" if source.worst == "high" else "min"
     small = _blocks(_blocks(values, GRID_COLUMNS, middle).T, GRID_ROWS, middle).T
     bad_small = _blocks(_blocks(bad, GRID_COLUMNS, "max").T, GRID_ROWS, "max").T
     array = small.to_numpy(dtype="float64").T
@@ -160,6 +200,7 @@ def _grid(source: _Source, values: pd.DataFrame, bad: pd.DataFrame) -> Grid:
         tuple(tuple(rounded(row, 2 if source.scale == "log10" else 3)) for row in array),
         tuple(tuple(int(mark) for mark in row) for row in marks),
         *_colour_range(array, source.scale),
+        source.worst,
         _grid_summary(source, values, bad),
     )
 
@@ -208,13 +249,21 @@ def _colour_range(array: np.ndarray, scale: Scale) -> tuple[float, float]:
     return round(low - spare, 2), round(high + spare, 2)
 
 
+def _typical(source: _Source, values: pd.DataFrame) -> tuple[str, pd.Series]:
+    """Return what stands for each row of a map, and its name."""
+    if source.scale == "log10":
+        return "Median over the run", values.median()
+    if source.worst == "low":
+        return "Lowest in the run", values.min()
+    return "Highest share in the run", values.max()
+
+
 def _grid_summary(source: _Source, values: pd.DataFrame, bad: pd.DataFrame) -> str:
     text = wording.figure if source.scale == "log10" else wording.percent
-    middle = values.median() if source.scale == "log10" else values.max()
+    what, middle = _typical(source, values)
     parts = []
     if middle.notna().any():
         low, high = str(middle.idxmin()), str(middle.idxmax())
-        what = "Median over the run" if source.scale == "log10" else "Highest share in the run"
         parts.append(
             f"{what}: from {text(float(middle[low]))} in {wording.name(low)} "
             f"to {text(float(middle[high]))} in {wording.name(high)}."

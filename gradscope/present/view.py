@@ -165,7 +165,7 @@ def _reductions(run: Run) -> tuple[str, ...]:
     if not notes:
         return ()
     text = "; ".join(notes)
-    return (f"{text[0].upper()}{text[1:]}: the median for logarithms, the highest share for shares.",)
+    return (f"{text[0].upper()}{text[1:]}: the median for logarithms, the worst for shares.",)
 
 
 def _sparkline(loss: Line | None) -> str:

@@ -19,6 +19,7 @@ from gradscope.present.view import Page
 ZERO_COLOUR, NONFINITE_COLOUR = "#c3c9d1", "#f5208b"  # neither is in the colour scales
 ROW_LABELS = 26
 STEP_LABELS = 6
+_POWER_SIZE = 9  # plotly enlarges the powers of a logarithmic axis by a quarter
 CONFIG = {
     "displaylogo": False,
     "showSendToCloud": False,
@@ -182,6 +183,7 @@ def profile_figure(profile: Profile) -> go.Figure:
         yaxis={
             "type": "log",
             "exponentformat": "power",
+            "tickfont": {"size": _POWER_SIZE},
             "automargin": True,
             "dtick": max(1, ceil((high - low) / 7)),
             "range": [low, high],
@@ -293,7 +295,7 @@ def _value_axis(title: str, lines: Sequence[Line], domain: tuple[float, float]) 
         "nticks": 5,
     }
     if logarithmic:
-        return axis | {"type": "log", "exponentformat": "power"}
+        return axis | {"type": "log", "exponentformat": "power", "tickfont": {"size": _POWER_SIZE}}
     return axis | {"type": "linear", "exponentformat": "power", "range": _calm_range(values)}
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gradscope.present import wording
-from gradscope.present.curves import Line, history, profiles
+from gradscope.present.curves import Line, Profile, history, profiles
 from gradscope.present.facts import Fact, key_facts
 from gradscope.records import Finding, Report
 
@@ -122,9 +122,7 @@ def _overlays(reports: Sequence[Report], labels: Sequence[str]) -> list[Overlay]
             "norm", "Gradient norm", "before clipping, over optimizer steps", "step", True, _present(norms)
         ),
     ]
-    for key in ("signal", "activation"):
-        overlays.append(_depth_overlay(key, reports, labels))
-    return overlays
+    return overlays + _depth_overlays(reports, labels)
 
 
 def _over_steps(label: str, line: Line | None) -> Curve | None:
@@ -141,14 +139,21 @@ def _spread(curves: Sequence[Curve | None]) -> bool:
     return bool(values) and min(values) > 0 and max(values) > 30 * min(values)
 
 
-def _depth_overlay(key: str, reports: Sequence[Report], labels: Sequence[str]) -> Overlay:
-    curves = []
+def _depth_overlays(reports: Sequence[Report], labels: Sequence[str]) -> list[Overlay]:
+    """Return one overlay for each statistic that is drawn over depth, of the runs that have it."""
+    drawn: dict[str, Overlay] = {}
     for report, label in zip(reports, labels, strict=True):
-        profile = next((item for item in profiles(report) if item.key == key), None)
-        if profile is not None:
-            last = max(1, len(profile.layers) - 1)
-            depth = tuple(100 * place / last for place in range(len(profile.layers)))
-            curves.append(Curve(label, depth, profile.median, profile.layers))
-    title = "Gradient signal over depth" if key == "signal" else "Activations over depth"
-    meaning = "median rms over the run, layers with weights"
-    return Overlay(key, title, meaning, "depth, % of the layers with weights", True, tuple(curves))
+        for profile in profiles(report):
+            meaning = f"{profile.meaning}, median over the run, layers with weights"
+            across = "depth, % of the layers with weights"
+            known = drawn.setdefault(
+                profile.key, Overlay(profile.key, profile.title, meaning, across, True, ())
+            )
+            drawn[profile.key] = replace(known, curves=(*known.curves, _over_depth(label, profile)))
+    return list(drawn.values())
+
+
+def _over_depth(label: str, profile: Profile) -> Curve:
+    last = max(1, len(profile.layers) - 1)
+    depth = tuple(100 * place / last for place in range(len(profile.layers)))
+    return Curve(label, depth, profile.median, profile.layers)

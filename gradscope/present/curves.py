@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from gradscope.present import wording
-from gradscope.present.grids import edges
-from gradscope.records import Finding, Report, Run
+from gradscope.present.grids import DISTANCE, edges, source_table
+from gradscope.records import Finding, Report
 
 LINE_POINTS = 800
 PROFILE_POINTS = 300
@@ -153,16 +154,38 @@ def _history_summary(steps: pd.DataFrame) -> str:
     return " ".join(parts)
 
 
+@dataclass(frozen=True)
+class _Depth:
+    """A statistic that is drawn over depth, and the end from which theory continues it."""
+
+    key: str
+    title: str
+    meaning: str
+    column: str
+    anchor: Literal["input", "output"] | None = None
+
+
+_DEPTHS = (
+    _Depth(
+        "signal", "Gradient signal over depth", "rms gradient at each layer's output", "signal_rms", "output"
+    ),
+    _Depth("activation", "Activations over depth", "rms of each layer's output", "activation_rms", "input"),
+    _Depth(
+        "distance",
+        "Distance between rows over depth",
+        "1 − cosine between the rows (samples, or tokens of one) of each layer's output",
+        DISTANCE,
+    ),
+)
+
+
 def profiles(report: Report) -> tuple[Profile, ...]:
-    """Return gradient signal and activation over the depth of the layers that carry weights."""
-    run = report.run
-    chosen = [layer for layer in run.layers if layer.role in WEIGHT_ROLES]
-    chosen = chosen if len(chosen) > 1 else list(run.layers)
+    """Return what is drawn over the depth of the layers that carry weights."""
+    layers = report.run.layers
+    chosen = [layer for layer in layers if layer.role in WEIGHT_ROLES]
+    chosen = chosen if len(chosen) > 1 else list(layers)
     names, depths = [layer.name for layer in chosen], [layer.depth for layer in chosen]
-    made = (
-        _profile("signal", "signal_rms", run, names, depths, _gain(report.findings, forward=False)),
-        _profile("activation", "activation_rms", run, names, depths, _gain(report.findings, forward=True)),
-    )
+    made = (_profile(item, report, names, depths) for item in _DEPTHS)
     return tuple(profile for profile in made if profile)
 
 
@@ -176,10 +199,9 @@ def _gain(findings: Sequence[Finding], forward: bool) -> float | None:
     return None
 
 
-def _profile(
-    key: str, column: str, run: Run, names: list[str], depths: list[int], gain: float | None
-) -> Profile | None:
-    table = run.layer_table(column)[names].replace([np.inf, -np.inf], np.nan)
+def _profile(item: _Depth, report: Report, names: list[str], depths: list[int]) -> Profile | None:
+    table = source_table(report.run, "layer", item.column)[names].replace([np.inf, -np.inf], np.nan)
+    gain = _gain(report.findings, item.anchor == "input") if item.anchor else None
     keep = edges(len(names), PROFILE_POINTS)[:-1]
     table = table.iloc[:, keep].dropna(how="all")
     if len(names) < 2 or table.empty:
@@ -187,13 +209,11 @@ def _profile(
     first, last = table.iloc[0].to_numpy("float64"), table.iloc[-1].to_numpy("float64")
     median = table.median().to_numpy("float64")
     places = np.array(keep)
-    predicted = _predicted(median, places, gain, anchor=0 if key == "activation" else -1)
-    title = "Gradient signal over depth" if key == "signal" else "Activations over depth"
-    meaning = "rms gradient at each layer's output" if key == "signal" else "rms of each layer's output"
+    predicted = _predicted(median, places, gain, anchor=0 if item.anchor == "input" else -1)
     return Profile(
-        key,
-        title,
-        meaning,
+        item.key,
+        item.title,
+        item.meaning,
         tuple(wording.name(names[index]) for index in keep),
         tuple(depths[index] for index in keep),
         _positive(first),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from gradscope.columns import meaning_of
 from gradscope.present import wording
 from gradscope.present.grids import edges, weights
 from gradscope.records import SEVERITIES, Finding, LayerInfo, Report, Run, Severity
@@ -55,19 +57,35 @@ class Table:
     hidden: int
 
     @property
+    def ill(self) -> bool:
+        """Return whether a finding names any of the layers."""
+        return any(row.ailments for row in self.rows)
+
+    @property
     def groups(self) -> tuple[str, ...]:
         """Return the statistics, each of which has two columns."""
         return tuple(dict.fromkeys(heading.group for heading in self.headings if heading.group))
 
 
+Typical = Literal["median", "highest", "lowest"]
+_MERGES: dict[Typical, str] = {"median": "median", "highest": "max", "lowest": "min"}
+Kind = Literal["size", "share", "cosine"]  # how a number is written, and how long its bar is
+_TEXTS: dict[Kind, Callable[[float], str]] = {
+    "size": wording.figure,
+    "share": wording.percent,
+    "cosine": wording.cosine,
+}
+
+
 @dataclass(frozen=True)
 class _Statistic:
-    """A recorded statistic of layers, or of each layer's largest weight."""
+    """A recorded statistic of layers, or of each layer's largest weight; typical: what tells of the run."""
 
     title: str
     meaning: str
     column: str
-    share: bool = False
+    typical: Typical = "median"
+    kind: Kind = "size"
     weight: bool = False
 
 
@@ -78,13 +96,18 @@ _STATISTICS = (
         "Gradient", "norm of the largest weight's gradient, before clipping", "gradient_norm", weight=True
     ),
     _Statistic("Update", "|Δw| / |w| of the largest weight", "update_ratio", weight=True),
-    _Statistic("Dead", "share of units never active of late", "activation_dead_unit_fraction", share=True),
+    _Statistic(
+        "Dead", "share of units never active of late", "activation_dead_unit_fraction", "highest", "share"
+    ),
     _Statistic(
         "Saturated",
         "share of entries with next to no derivative",
         "activation_saturated_fraction",
-        share=True,
+        "highest",
+        "share",
     ),
+    _Statistic("Row cosine", meaning_of("activation_cosine"), "activation_cosine", "median", "cosine"),
+    _Statistic("Attention entropy", meaning_of("attention_entropy"), "attention_entropy", "lowest", "share"),
 )
 
 
@@ -150,8 +173,10 @@ def _recorded(run: Run, statistic: _Statistic) -> bool:
 def _headings(statistics: Sequence[_Statistic]) -> tuple[Heading, ...]:
     headings = [Heading("Parameters", "entries of the layer's own parameters")]
     for item in statistics:
-        words = ("highest", "last") if item.share else ("median", "last")
-        headings += [Heading(word, f"{item.meaning}: {word} over the run", item.title) for word in words]
+        headings += [
+            Heading(item.typical, f"{item.meaning}: {item.typical} over the run", item.title),
+            Heading("last", f"{item.meaning}: last recorded", item.title),
+        ]
     return tuple(headings)
 
 
@@ -163,10 +188,9 @@ def _sizes(layers: Sequence[LayerInfo], sizes: dict[str, int]) -> list[Cell]:
 def _statistic_cells(run: Run, statistic: _Statistic, names: list[str]) -> list[list[Cell]]:
     table = _of_weights(run, statistic.column) if statistic.weight else run.layer_table(statistic.column)
     table = table.reindex(columns=names)
-    finite = table.replace([np.inf, -np.inf], np.nan)
-    typical = finite.max() if statistic.share else finite.median()
+    typical = table.replace([np.inf, -np.inf], np.nan).agg(_MERGES[statistic.typical])
     last = table.ffill().iloc[-1] if len(table) else typical
-    return [_cells(typical, statistic.share), _cells(last, statistic.share)]
+    return [_cells(typical, statistic.kind), _cells(last, statistic.kind)]
 
 
 def _of_weights(run: Run, column: str) -> pd.DataFrame:
@@ -177,16 +201,17 @@ def _of_weights(run: Run, column: str) -> pd.DataFrame:
     return run.parameter_table(column)[list(largest.values())].set_axis(list(largest), axis=1)
 
 
-def _cells(values: pd.Series, share: bool) -> list[Cell]:
+def _cells(values: pd.Series, kind: Kind) -> list[Cell]:
     numbers = [float(value) for value in values]
-    bars = numbers if share else _log_bars(numbers)
-    text = wording.percent if share else wording.figure
+    bars = _log_bars(numbers) if kind == "size" else [min(1.0, max(0.0, number)) for number in numbers]
     return [
-        Cell(wording.MISSING, None)
-        if np.isnan(number)
-        else Cell(text(number), float(f"{number:.6g}"), bar if share or bar is not None else None)
+        Cell(wording.MISSING, None) if np.isnan(number) else Cell(_TEXTS[kind](number), _sorted(number), bar)
         for number, bar in zip(numbers, bars, strict=True)
     ]
+
+
+def _sorted(number: float) -> float:
+    return float(f"{number:.9g}")  # cosines differ from 1 in their last digits
 
 
 def _log_bars(numbers: Sequence[float]) -> list[float | None]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from gradscope.present import wording
 from gradscope.present.curves import History, Line, Profile, history, profiles
+from gradscope.present.events import Occasion, occasion
 from gradscope.present.facts import Fact, key_facts, more_facts
 from gradscope.present.grids import GRID_COLUMNS, GRID_ROWS, Grid, edges, grids
 from gradscope.present.table import Table, layer_table
@@ -80,16 +81,6 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class Occasion:
-    """An event: when, what, where."""
-
-    step: str
-    kind: str
-    message: str
-    where: str
-
-
-@dataclass(frozen=True)
 class Page:
     """Everything on the page."""
 
@@ -152,7 +143,7 @@ def page(report: Report) -> Page:
             Fact(wording.clean(item.rule, 80), wording.clean(item.reason)) for item in report.not_checked
         ),
         problems=tuple(wording.clean(problem) for problem in run.problems[:EVENTS]),
-        events=tuple(_occasion(event) for event in run.events[:EVENTS]),
+        events=tuple(occasion(event) for event in run.events[:EVENTS]),
         hidden_events=max(0, len(run.events) - EVENTS),
         grids=drawn,
         history=curves,
@@ -174,7 +165,7 @@ def _reductions(run: Run) -> tuple[str, ...]:
     if not notes:
         return ()
     text = "; ".join(notes)
-    return (f"{text[0].upper()}{text[1:]}: the median for logarithms, the highest share for shares.",)
+    return (f"{text[0].upper()}{text[1:]}: the median for logarithms, the worst for shares.",)
 
 
 def _sparkline(loss: Line | None) -> str:
@@ -345,14 +336,4 @@ def _proof(item: Evidence) -> Proof:
         _figure(item.name, value),
         wording.clean(item.normal, 200),
         wording.clean(item.statement),
-    )
-
-
-def _occasion(event: Any) -> Occasion:
-    where = event.parameter or event.layer
-    return Occasion(
-        f"{event.step:,}" if event.step >= 0 else wording.MISSING,
-        wording.clean(event.kind, 60),
-        wording.clean(event.message),
-        wording.name(where) if where else "",
     )

@@ -97,6 +97,12 @@ def percent(fraction: float | None) -> str:
     return f"{100 * fraction:.1f} %" if 0 < fraction < 0.1 else f"{100 * fraction:.0f} %"
 
 
+def cosine(value: float) -> str:
+    """Return a cosine; close to 1 by what is missing from it, which three digits would hide."""
+    missing = 1 - value
+    return f"1 − {figure(missing, 2)}" if 0 < missing < 1e-3 else figure(min(value, 1.0))
+
+
 def duration(seconds: float) -> str:
     """Return a time span in the units that a person would use."""
     if not math.isfinite(seconds) or seconds < 0:

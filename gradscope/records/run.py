@@ -24,8 +24,8 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Event:
-    """Something rare that happened: "non-finite", "skipped-step", "never-fired", "not-observable",
-    "recorder-failure", "unregistered", "restart", "stopped", ..."""
+    """Something rare that happened: "never-fired", "not-observable", "unregistered", "recorder-failure",
+    "critical", "stopped" or "restart"; runs of other versions may hold further kinds."""
 
     kind: str
     step: int

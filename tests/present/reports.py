@@ -199,6 +199,8 @@ def large_report(layers: int, steps: int) -> Report:
         of_layers[column] = 10.0 ** random.normal(-3, 2, len(index))
     for column in ("activation_dead_unit_fraction", "activation_saturated_fraction"):
         of_layers[column] = random.random(len(index))
+    of_layers["activation_cosine"] = 1 - of_layers["signal_rms"].clip(upper=1)
+    of_layers["attention_entropy"] = random.random(len(index))
     of_weights = pd.DataFrame({"step": index, "parameter": [weight.name for weight in weights] * steps})
     of_weights["update_ratio"] = 10.0 ** random.normal(-3, 2, len(index))
     table = pd.DataFrame({"step": np.arange(steps), "lr": 0.1})

@@ -118,3 +118,8 @@ def test_page_stays_under_three_megabytes() -> None:
 
 def test_page_of_ten_thousand_layers_stays_under_three_megabytes() -> None:
     assert len(html.render(large_report(10_000, 60)).encode()) < 3_000_000
+
+
+@pytest.mark.parametrize(("build", "shown"), [(ailing_report, 1), (healthy_report, 0)])
+def test_the_layer_table_has_a_column_of_findings_only_where_there_are_some(build, shown: int) -> None:
+    assert html.render(build()).count('<button type="button">Findings</button>') == shown

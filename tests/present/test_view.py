@@ -104,7 +104,10 @@ def test_a_counter_of_nonfinite_entries_marks_the_cell() -> None:
 def test_large_runs_are_merged_into_blocks_and_the_page_says_so() -> None:
     report = large_report(700, 500)
     shown = page(report)
-    assert {grid.key for grid in shown.grids} == {"signal", "activation", "update", "dead", "saturated"}
+    assert {grid.key for grid in shown.grids} == {
+        *("signal", "activation", "update", "dead", "saturated"),
+        *("distance", "entropy"),
+    }
     for grid in shown.grids:
         assert len(grid.rows) <= GRID_ROWS
         assert len(grid.columns) <= GRID_COLUMNS
@@ -114,6 +117,8 @@ def test_large_runs_are_merged_into_blocks_and_the_page_says_so() -> None:
     assert grid.values[0][0] == pytest.approx(np.log10(signal.median().median()), abs=0.006)
     dead = report.run.layer_table("activation_dead_unit_fraction").iloc[:3, :6]
     assert grid_of(report.run, "dead").values[0][0] == pytest.approx(dead.max().max(), abs=6e-4)
+    entropy = report.run.layer_table("attention_entropy").iloc[:3, :6]
+    assert grid_of(report.run, "entropy").values[0][0] == pytest.approx(entropy.min().min(), abs=6e-4)
     assert any("500 recorded steps" in note and "700 layers" in note for note in shown.notes)
     assert len(shown.cards[0].strip) <= STRIP_CELLS
     assert shown.cards[0].hidden_names > 0

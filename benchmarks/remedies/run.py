@@ -70,7 +70,7 @@ def treat(task: tuple[str, int, bool]) -> Treated | None:
         strategy: follow(name, seed, ask(run, recorded), to_the_end and strategy == GRADSCOPE)
         for strategy, ask in STRATEGIES.items()
     }
-    return Treated(program, programs.FAMILY[name], seed, courses)
+    return Treated(name, programs.FAMILY[name], seed, courses)
 
 
 def _chosen(options: argparse.Namespace) -> list[str]:

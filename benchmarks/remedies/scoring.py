@@ -11,7 +11,6 @@ import numpy as np
 
 from benchmarks.remedies.judging import BEST_OF, MOST_TRIALS, Course
 from benchmarks.remedies.strategies import GRADSCOPE, STRATEGIES
-from benchmarks.verdicts.program import Program
 from benchmarks.verdicts.scoring import interval
 
 # Faults that only an edit takes away: of the loss, of an operation in forward(), of the graph, of the loop.
@@ -57,7 +56,7 @@ _DRAWS = 10_000
 class Treated:
     """An ailing run and what each strategy made of it."""
 
-    program: Program
+    program: str
     family: str
     seed: int
     courses: dict[str, Course]
@@ -65,12 +64,12 @@ class Treated:
     @property
     def name(self) -> str:
         """Return program and seed."""
-        return f"{self.program.name} (seed {self.seed})"
+        return f"{self.program} (seed {self.seed})"
 
     @property
     def in_code(self) -> bool:
         """Tell whether only an edit of the user's code takes the fault away."""
-        return self.program.name in IN_CODE
+        return self.program in IN_CODE
 
 
 def section(title: str, runs: Sequence[Treated]) -> str:
@@ -82,7 +81,7 @@ def section(title: str, runs: Sequence[Treated]) -> str:
     asked = sum(run.courses[GRADSCOPE].first_is_an_edit for run in edits)
     parts = [
         f"### {title.capitalize()} families",
-        f"{len({run.program.name for run in runs})} programs, {len(runs)} ailing runs. In {len(curable)} a "
+        f"{len({run.program for run in runs})} programs, {len(runs)} ailing runs. In {len(curable)} a "
         f"remedy can reach the fault; {len(edits)} need an edit of the user's code, and for {asked} of "
         "those an edit is what gradscope prescribes first.",
         _table(curable),
@@ -101,14 +100,14 @@ def rows(run: Treated) -> Iterator[list[object]]:
         for place, step in enumerate(course.steps, start=1):
             share = f"{step.trial.share:.3g}" if step.trial and step.tried else ""
             refused = step.trial.refused if step.trial else "an edit"
-            yield [run.family, run.program.name, run.seed, strategy, place, step.title, share, refused]
+            yield [run.family, run.program, run.seed, strategy, place, step.title, share, refused]
 
 
 def _table(runs: Sequence[Treated]) -> str:
     heads = ("first remedy repairs", f"best of {BEST_OF}", f"any of {MOST_TRIALS}", "mean trials needed")
     lines = [f"| strategy (n={len(runs)}) | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for strategy in STRATEGIES:
-        courses = [(run.program.name, run.courses[strategy]) for run in runs]
+        courses = [(run.program, run.courses[strategy]) for run in runs]
         cells = (
             _share([(name, course.first_repairs) for name, course in courses]),
             _share([(name, course.repairs_within(BEST_OF)) for name, course in courses]),
@@ -158,7 +157,7 @@ def paired(runs: Sequence[Treated], other: str) -> tuple[float, float, float]:
     """Return the mean of gradscope's trials less another's, and its 95 % bootstrap over programs."""
     groups = defaultdict(list)
     for run in runs:
-        groups[run.program.name].append(run.courses[GRADSCOPE].trials - run.courses[other].trials)
+        groups[run.program].append(run.courses[GRADSCOPE].trials - run.courses[other].trials)
     means = np.array([mean(group) for group in groups.values()])
     drawn = np.random.default_rng(0).integers(0, len(means), (_DRAWS, len(means)))
     low, high = np.quantile(means[drawn].mean(1), [0.025, 0.975])

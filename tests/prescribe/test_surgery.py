@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from gradscope.errors import SurgeryRefused
@@ -485,3 +485,114 @@ def test_warm_up_reaches_the_full_rate() -> None:
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([0.025, 0.04375, 0.0625, 0.08125, 0.1, 0.1])
+
+
+class TiedTokens(nn.Module):
+    """Shares its embedding with its output, and one linear layer with itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.body = nn.Embedding(11, 16), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.body(self.embed(x)))
+        return self.head(torch.tanh(self.body(x)))
+
+
+def _one_activation() -> nn.Module:
+    activation = nn.Tanh()
+    return nn.Sequential(nn.Linear(8, 8), activation, nn.Linear(8, 8), activation, nn.Linear(8, 2))
+
+
+def _computed_weights() -> nn.Module:
+    first = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+    return nn.Sequential(first, nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+UNUSUAL: dict[str, tuple[Any, Any]] = {
+    "encoder": (
+        lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2),
+        lambda: torch.randn(4, 5, 16),
+    ),
+    "recurrence": (lambda: nn.GRU(8, 16, num_layers=2, bidirectional=True), lambda: torch.randn(4, 5, 8)),
+    "depthwise": (
+        lambda: nn.Sequential(
+            nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.ReLU6(), nn.Conv2d(4, 8, 1), nn.ReLU6(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+        ),
+        lambda: torch.randn(2, 4, 6, 6),
+    ),
+    "tied and shared": (TiedTokens, lambda: torch.randint(11, (4, 5))),
+    "one activation": (_one_activation, lambda: torch.randn(4, 8)),
+    "computed weights": (_computed_weights, lambda: torch.randn(4, 8)),
+    "float64": (lambda: mlp(width=8).double(), lambda: torch.randn(4, 8).double()),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*nested_tensor:UserWarning")
+@pytest.mark.parametrize("patient", UNUSUAL)
+@pytest.mark.parametrize(
+    "action",
+    [
+        {"do": "replace-activation", "to": "elu"},
+        {"do": "initialize", "scheme": "own"},
+        {"do": "initialize", "scheme": "lsuv"},
+        {"do": "normalize", "norm": "layer"},
+        {"do": "residual"},
+        {"do": "widen", "factor": 2},
+    ],
+    ids=str,
+)
+def test_unusual_models_are_operated_on_or_refused_and_never_touched(
+    patient: str, action: dict[str, Any]
+) -> None:
+    make, batch_of = UNUSUAL[patient]
+    model, batch = make(), batch_of()
+    before = state(model)
+    refused = ""
+    try:
+        changed = surgery.apply(action, model, batch)
+    except SurgeryRefused as reason:
+        refused = str(reason)
+    else:
+        changed(batch)
+        if action["do"] != "normalize":  # which may wrap an activation
+            assert set(changed.state_dict()) >= set(before)
+    assert refused == "" or len(refused) > 10
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_attention_is_drawn_anew_where_it_is_named() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    with torch.no_grad():
+        layer.self_attn.in_proj_weight.mul_(100)
+    action = {"do": "initialize", "scheme": "xavier", "layers": ["self_attn"]}
+    changed: Any = surgery.apply(action, layer, torch.randn(2, 3, 16))
+    assert float(changed.self_attn.in_proj_weight.detach().abs().max()) < 1
+    assert torch.equal(changed.linear1.weight, layer.linear1.weight)
+
+
+def test_torchs_recurrence_gets_another_nonlinearity() -> None:
+    model = nn.RNN(4, 4, nonlinearity="relu")
+    changed: Any = surgery.apply(
+        {"do": "replace-activation", "to": "tanh", "layers": ["0"]}, nn.Sequential(model)
+    )
+    assert changed[0].mode == "RNN_TANH"
+    assert float(changed(100 * torch.randn(3, 2, 4))[0].detach().abs().max()) <= 1
+    assert model.mode == "RNN_RELU"
+    with pytest.raises(SurgeryRefused, match="tanh and relu"):
+        surgery.apply({"do": "replace-activation", "to": "elu", "layers": ["0"]}, nn.Sequential(model))
+
+
+def test_an_activation_of_the_users_own_can_be_replaced_by_name() -> None:
+    class Exponential(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.exp()
+
+    model = nn.Sequential(nn.Linear(4, 4), Exponential(), nn.Linear(4, 1))
+    changed: Any = surgery.apply({"do": "replace-activation", "to": "relu", "layers": ["1"]}, model)
+    assert isinstance(changed[1], nn.ReLU)

@@ -66,6 +66,8 @@ def treat(
     """
     if steps < 10 or seeds < 1:
         raise GradscopeError(f"treat needs at least 10 steps and 1 seed; got {steps} and {seeds}")
+    if not time_limit > 0:  # nor NaN
+        raise GradscopeError(f"treat's time limit must be above 0 seconds, inf for none; got {time_limit:g}")
     plan = Plan(build, data, Path(run_dir), steps, time.monotonic() + time_limit, progress)
     _claim(plan)
     first = _patient_trial(plan, 0)

@@ -73,7 +73,7 @@ def test_a_treatment_is_deterministic(tmp_path: Path) -> None:
 
 
 def test_it_stops_at_its_time_limit_with_what_it_has_and_goes_on_later(tmp_path: Path) -> None:
-    stopped = treat(build(5.0), batches, [LOWER], steps=20, seeds=2, run_dir=tmp_path / "t", time_limit=0)
+    stopped = treat(build(5.0), batches, [LOWER], steps=20, seeds=2, run_dir=tmp_path / "t", time_limit=1e-6)
     assert not stopped.complete
     assert len(stopped.patient) == 1
     assert stopped.effects[0].outcome == "not tried"
@@ -206,6 +206,9 @@ def test_a_patient_that_cannot_be_trained_is_said_in_one_line(tmp_path: Path) ->
 def test_bad_arguments_are_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(GradscopeError, match="at least 10 steps"):
         treat(build(0.5), batches, [], steps=2, run_dir=tmp_path / "t")
+    for limit in (0, -3, math.nan):
+        with pytest.raises(GradscopeError, match="above 0 seconds"):
+            treat(build(0.5), batches, [], steps=10, run_dir=tmp_path / "t", time_limit=limit)
     with pytest.raises(GradscopeError, match="prescribed"):
         treat(build(0.5), batches, "all", steps=10, seeds=1, run_dir=tmp_path / "t")
 

@@ -255,7 +255,7 @@ def compare(runs: tuple[Path, ...], output: Path | None) -> int:
 @click.option("--demo", "program", help="Treat a program of the catalogue instead.")
 @click.option("--steps", default=200, show_default=True, help="Optimizer steps of each training.")
 @click.option("--seeds", default=3, show_default=True, help="Seeds; intervals need at least 2.")
-@click.option("--time-limit", type=float, default=80.0, show_default=True, help="Seconds; 0 for none.")
+@click.option("--time-limit", type=float, default=80.0, show_default=True, help="Seconds; inf for none.")
 @click.option(
     "-o",
     "--output",
@@ -282,7 +282,7 @@ def treat(
 
     name, build, data = patient_of_demo(program) if program else patient_of_module(str(target))
     with one_thread() if program else nullcontext():
-        treat_shown(build, data, output / name, steps, seeds, time_limit or float("inf"), _console())
+        treat_shown(build, data, output / name, steps, seeds, time_limit, _console())
     return CLEAN
 
 

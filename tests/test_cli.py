@@ -236,6 +236,9 @@ def test_treat_says_what_it_needs(gradscope: Command, capsys: pytest.CaptureFixt
         (("math:no_such",), "has no function"),
         (("math:cos",), "math:cos failed"),
         (("--demo", "no-such"), "there is no demo"),
+        (("--demo", "vanishing-sigmoid", "--time-limit", "nan"), "above 0 seconds"),
+        (("--demo", "vanishing-sigmoid", "--time-limit", "-3"), "above 0 seconds"),
+        (("--demo", "vanishing-sigmoid", "--time-limit", "0"), "above 0 seconds"),
     ):
         assert gradscope("treat", *arguments) == 2
         error = capsys.readouterr().err

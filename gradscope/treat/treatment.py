@@ -17,13 +17,13 @@ from gradscope.examine import examine
 from gradscope.prescribe import surgery
 from gradscope.prescribe.training import TrainingChange, training_change
 from gradscope.records import Effect, Remedy, Report, Treatment, Trial
+from gradscope.records.treatment import CLEAR
 from gradscope.store import find_run, read_run
 from gradscope.treat.effect import final_loss, improvement, paired_interval
 from gradscope.treat.patient import Patient, admit, draw_batches
 from gradscope.treat.training import train
 
 MOST_REMEDIES = 8
-CLEAR = 0.02  # of the initial loss: a smaller gain isn't worth a change, however certain it is
 TRAINS_WELL = 0.5  # share of the initial loss that a patient which isn't ill removes within the budget
 
 Progress = Callable[[str, int, int], None]  # what is being tried, step, steps
@@ -66,6 +66,8 @@ def treat(
     """
     if steps < 10 or seeds < 1:
         raise GradscopeError(f"treat needs at least 10 steps and 1 seed; got {steps} and {seeds}")
+    if not time_limit > 0:  # nor NaN
+        raise GradscopeError(f"treat's time limit must be above 0 seconds, inf for none; got {time_limit:g}")
     plan = Plan(build, data, Path(run_dir), steps, time.monotonic() + time_limit, progress)
     _claim(plan)
     first = _patient_trial(plan, 0)

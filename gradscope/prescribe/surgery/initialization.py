@@ -58,10 +58,7 @@ def initialize(model: nn.Module, action: Mapping[str, Any], batch: Any) -> None:
 
 def activation_behind(levels: Levels, name: str) -> str | None:
     """Return the activation that a layer's output goes through, None if there is none to be seen."""
-    try:
-        behind = levels.behind(name)
-    except SurgeryRefused:
-        return None
+    behind = levels.behind_if_seen(name)
     return behind.level.activation(behind.activation) if behind else None
 
 
@@ -115,13 +112,13 @@ def _draw(name: str, layer: nn.Module, scheme: str, levels: Levels) -> None:
             bias.zero_()
 
 
-def _initialize_recurrence(layer: nn.Module) -> None:
+def _initialize_recurrence(layer: nn.RNNBase | nn.RNNCellBase) -> None:
     """Make each gate's recurrent block orthogonal, and open the forget gates (Jozefowicz et al. 2015)."""
     gated = isinstance(layer, (nn.LSTM, nn.LSTMCell))
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
             if "weight_hh" in name:
-                for gate in parameter.split(parameter.shape[1]):
+                for gate in parameter.split(layer.hidden_size):
                     _orthogonal(gate)
             elif "weight_ih" in name:
                 nn.init.xavier_uniform_(parameter)

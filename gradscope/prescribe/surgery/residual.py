@@ -23,13 +23,14 @@ def add_residuals(model: nn.Module, action: Mapping[str, Any], batch: Any) -> No
     for name in asked or hidden(model):
         if name not in layers:
             raise SurgeryRefused(f"{name!r} is no linear or convolution layer of the model")
-        behind = levels.behind(name) if keeps_shape(layers[name]) else None
+        look = levels.behind if asked else levels.behind_if_seen
+        behind = look(name) if keeps_shape(layers[name]) else None
         if behind is not None and not _joined(behind):
             sites.append(behind)
         elif asked:
             raise SurgeryRefused(f"{name} {_why_not(layers[name])}; no skip fits around it")
     if not sites:
-        raise SurgeryRefused(
+        raise levels.reason or SurgeryRefused(
             "no hidden layer keeps the shape of its input; no skip fits without a projection"
         )
     scale = float(action.get("scale") or len(sites) ** -0.5)

@@ -18,8 +18,6 @@ from gradscope.summarise.host import (
     NONFINITE,
     RMS,
     ZEROS,
-    Ledger,
-    Marks,
     absmax,
     cosine_in_place,
     in_memory_order,
@@ -27,6 +25,7 @@ from gradscope.summarise.host import (
     is_plain,
     readable,
 )
+from gradscope.summarise.ledger import Ledger, Marks
 
 
 class HostCollector:

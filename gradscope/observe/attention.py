@@ -12,18 +12,22 @@ from torch import Tensor, nn
 ROWS = 64
 
 
+def may_show_weights(module: nn.Module) -> bool:
+    """Return whether a module is of a kind that may show attention weights: attention, or a softmax."""
+    return isinstance(module, nn.MultiheadAttention) or type(module) is nn.Softmax
+
+
 def shown_weights(module: nn.Module, output: Any) -> Tensor | None:
     """Return the attention weights that a module's output shows, positions last; None if it shows none.
 
     They show where MultiheadAttention returns them, and where a softmax over the last of three or more axes
     is a module of its own. Fused attention keeps them to itself.
     """
+    weights = None
     if isinstance(module, nn.MultiheadAttention):
         weights = output[1] if isinstance(output, tuple) and len(output) == 2 else None
     elif type(module) is nn.Softmax and isinstance(output, Tensor) and output.dim() > 2:
         weights = output if module.dim in (-1, output.dim() - 1) else None
-    else:
-        return None
     if not isinstance(weights, Tensor) or not weights.is_floating_point():
         return None
     return weights.detach() if weights.numel() > 0 and weights.shape[-1] > 1 else None

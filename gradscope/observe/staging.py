@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,9 +92,12 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _measure(reading: Reading, owners: list[int], stack: Tensor) -> Measured:
     """Return the statistics of tensors along the first axis."""
     matrix = dense_entries(stack).view(1, -1) if len(stack) == 1 else stack.flatten(1)
-    table = magnitudes_of_rows(matrix) if reading.signal else moments_of_rows(matrix)
-    entries = [matrix.shape[1]] * len(owners)
-    saturated = 1.0 - count_between(matrix, *reading.limits) if reading.limits else None
+    numbers, entries = np.array(owners, np.intp), np.full(len(owners), float(matrix.shape[1]))
+    if reading.signal:
+        return Measured(True, numbers, entries, magnitudes_of_rows(matrix))
+    moments = moments_of_rows(matrix)
+    limits = reading.limits
+    inside = count_between(matrix, *limits) if limits else torch.full_like(moments[0], torch.nan)
+    table = torch.cat([moments, 1.0 - inside[None], mean_cosine(stack, reading.rows)[None]])
     live = live_units(stack, reading.unit_axis) if reading.unit_axis is not None else None
-    cosine = None if reading.signal else mean_cosine(stack, reading.rows)
-    return Measured(reading.signal, owners, entries, table, saturated, live, cosine)
+    return Measured(False, numbers, entries, table, live)

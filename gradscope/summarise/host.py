@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-
-from gradscope.summarise.cosine import Between
 
 try:
     from gradscope.summarise import _passes
@@ -76,16 +73,6 @@ def is_plain(tensor: Tensor) -> bool:
         and tensor.numel() > 0
         and (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
     )
-
-
-def cosine_in_place(tensor: Tensor, between: Between) -> float | None:
-    """Return the mean cosine between rows, as `mean_cosine`; None if the tensor can't be read in place."""
-    shape = tensor.shape
-    if len(shape) < 2:
-        return math.nan
-    if between == "tokens":
-        return passes.cosine(tensor, shape[0], shape[-1])
-    return passes.cosine(tensor, 1, shape[1] if len(shape) == 2 else math.prod(shape[1:]))
 
 
 def in_memory_order(tensor: Tensor) -> list[int]:

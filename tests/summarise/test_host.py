@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradscope.summarise import host
 from gradscope.summarise.batch import LINE, Batch
-from gradscope.summarise.ledger import Ledger, Marks
+from gradscope.summarise.ledger import Ledger
 from tests.summarise.test_statistics import DRAWS, check
 
 SIZES = (1, 31, 32, 33, 2047, 2048, 2049, 70_000)
@@ -24,10 +24,11 @@ def test_this_machine_has_the_compiled_passes() -> None:
 
 
 def moments(tensor: Tensor, limits: tuple[float, float] | None = None) -> np.ndarray:
-    ledger = Ledger(host.MOMENTS_WANTED)
-    assert ledger.add(0, tensor, limits)
+    ledger = Ledger(1, host.MOMENTS_WANTED)
+    ledger.read_as(0, limits)
+    assert ledger.add(0, tensor)
     owners, entries, results = ledger.take()
-    assert (owners, entries, len(ledger)) == ([0], [tensor.numel()], 0)
+    assert (owners.tolist(), entries.tolist(), len(ledger)) == ([0], [tensor.numel()], 0)
     return results[:, 0]
 
 
@@ -98,15 +99,15 @@ def test_non_finite_entries_are_counted_and_blank_the_rest(
     ids=["transposed", "half", "integers", "empty", "complex", "negated", "sparse", "meta"],
 )
 def test_what_cannot_be_read_where_it_lies_is_refused(tensor: Tensor) -> None:
-    assert not Ledger(host.MOMENTS_WANTED).add(0, tensor)
+    assert not Ledger(1, host.MOMENTS_WANTED).add(0, tensor)
 
 
 def test_more_tensors_than_there_was_room_for() -> None:
-    ledger = Ledger(host.MAGNITUDES_WANTED)
+    ledger = Ledger(1000, host.MAGNITUDES_WANTED)
     for index in range(1000):
         assert ledger.add(index, torch.full((3,), float(index)))
     owners, _, results = ledger.take()
-    assert owners == results[host.HIGH].tolist() == list(range(1000))
+    assert owners.tolist() == results[host.HIGH].tolist() == list(range(1000))
 
 
 @settings(max_examples=60, deadline=None)
@@ -121,21 +122,30 @@ def test_live_units_are_those_above_zero_anywhere(
     axis = data.draw(st.integers(0, len(shape) - 1))
     seed = data.draw(st.integers(0, 100))
     tensor = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) - 1.0).relu().to(dtype)
-    marks = Marks()
-    marks.add(5, tensor, axis)
-    marks.add(5, torch.zeros_like(tensor), axis)
+    ledger = Ledger(6, host.MOMENTS_WANTED)
+    ledger.read_as(5, unit_axis=axis)
+    ledger.add(5, tensor)
+    ledger.add(5, torch.zeros_like(tensor))
     others = [other for other in range(len(shape)) if other != axis]
-    assert marks.take()[5].tolist() == (tensor.amax(others) > 0).tolist()
-    marks.add(5, torch.zeros_like(tensor), axis)
-    assert not marks.take()[5].any()
+    assert ledger.take_marks()[5].tolist() == (tensor.amax(others) > 0).tolist()
+    ledger.add(5, torch.zeros_like(tensor))
+    assert not ledger.take_marks()[5].any()
+
+
+def rectified(owners: int) -> Ledger:
+    """Return a ledger that marks the units along the second axis."""
+    ledger = Ledger(owners, host.MOMENTS_WANTED)
+    for owner in range(owners):
+        ledger.read_as(owner, unit_axis=1)
+    return ledger
 
 
 def test_units_of_many_layers_and_of_layers_that_change_their_width() -> None:
-    marks = Marks()
+    ledger = rectified(5)
     for width in (3, 5000, 7):
         for owner in range(5):
-            marks.add(owner, torch.eye(width)[: owner + 1], 1)
-        assert [units.sum() for units in marks.take().values()] == [
+            ledger.add(owner, torch.eye(width)[: owner + 1])
+        assert [units.sum() for units in ledger.take_marks().values()] == [
             min(owner + 1, width) for owner in range(5)
         ]
 
@@ -195,7 +205,7 @@ def test_threads_change_no_number_but_the_order_of_sums(threads: int) -> None:
 def test_tensors_whose_memory_was_given_back_are_not_read(lines: Tensor | None) -> None:
     tensor = torch.ones(1000)
     tensor.untyped_storage().resize_(0)
-    assert not Ledger(host.MOMENTS_WANTED).add(0, tensor)
+    assert not Ledger(1, host.MOMENTS_WANTED).add(0, tensor)
     batch = Batch(1)
     batch.point([tensor])
     batch.reserve([lines])
@@ -212,8 +222,8 @@ def test_copies_are_let_go_of_once_they_are_read() -> None:
 
 
 def test_layers_that_change_their_width_in_every_step_take_no_more_room_for_it() -> None:
-    marks = Marks()
+    ledger = rectified(1)
     for width in range(1, 200):
-        marks.add(0, torch.ones(2, width), 1)
-        assert len(marks.take()[0]) == width
-    assert marks._used <= 2 * 200
+        ledger.add(0, torch.ones(2, width))
+        assert len(ledger.take_marks()[0]) == width
+    assert ledger._placed <= 2 * 200

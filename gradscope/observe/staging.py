@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradscope.observe.reading import Measured, Reading
 from gradscope.summarise import (
+    OUTPUTS,
     count_between,
     dense_entries,
     live_units,
@@ -97,12 +99,15 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _measure(reading: Reading, owners: list[int], stack: Tensor) -> Measured:
     """Return the statistics of tensors along the first axis."""
     matrix = dense_entries(stack).view(1, -1) if len(stack) == 1 else stack.flatten(1)
-    table = magnitudes_of_rows(matrix) if reading.signal else moments_of_rows(matrix)
-    entries = [matrix.shape[1]] * len(owners)
-    saturated = 1.0 - count_between(matrix, *reading.limits) if reading.limits else None
+    numbers, entries = np.array(owners, np.intp), np.full(len(owners), float(matrix.shape[1]))
+    if reading.signal:
+        return Measured(True, numbers, entries, magnitudes_of_rows(matrix))
+    moments = moments_of_rows(matrix)
+    limits = reading.limits
+    inside = count_between(matrix, *limits) if limits else torch.full_like(moments[0], torch.nan)
+    table = torch.cat([moments, 1.0 - inside[None], mean_cosine(stack, reading.rows)[None]])
     live = live_units(stack, reading.unit_axis) if reading.unit_axis is not None else None
-    cosine = None if reading.signal else mean_cosine(stack, reading.rows)
-    return Measured(reading.signal, owners, entries, table, saturated, live, cosine)
+    return Measured(False, numbers, entries, table, live)
 
 
 def _measure_sparse(reading: Reading, owner: int, tensor: Tensor) -> Measured:
@@ -111,4 +116,6 @@ def _measure_sparse(reading: Reading, owner: int, tensor: Tensor) -> Measured:
     values = (values.abs() if values.dtype.is_complex else values).reshape(1, -1)
     measure = magnitudes_of_rows if reading.signal else moments_of_rows
     table = measure(values, size if values.numel() < size else None)
-    return Measured(reading.signal, [owner], [size], table)
+    if not reading.signal:  # neither saturation nor cosines are looked for
+        table = torch.cat([table, table.new_full((len(OUTPUTS) - len(table), 1), torch.nan)])
+    return Measured(reading.signal, np.array([owner], np.intp), np.array([float(size)]), table)

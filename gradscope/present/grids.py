@@ -19,8 +19,8 @@ from gradscope.records import ParameterInfo, Run
 
 GRID_ROWS = 120
 GRID_COLUMNS = 240
-# A map of shares that never exceed this, or of rows that never come this close, is one flat colour: a sentence
-# says it better.
+# A map of shares that never exceed this, or of rows that never come so close, is one flat colour: a
+# sentence says it better.
 QUIET_FRACTION, QUIET_DISTANCE = 0.005, 0.1
 ZERO, NONFINITE = 1, 2
 
@@ -114,8 +114,8 @@ _SOURCES = (
     _Source(
         "distance",
         "Distance between rows",
-        "log10 of 1 − cosine between the rows (samples, or tokens of one) of each layer's output; it falls as "
-        "the layers lose what tells the rows apart",
+        "log10 of 1 − cosine between the rows (samples, or tokens of one) of each layer's output; "
+        "it falls as the layers lose what tells the rows apart",
         "log10",
         DISTANCE,
         worst="low",

@@ -8,7 +8,7 @@ from gradscope.summarise.entries import (
     stored_size,
     stored_values,
 )
-from gradscope.summarise.merge import MAGNITUDES, MOMENTS, merge_calls
+from gradscope.summarise.merge import MAGNITUDES, MOMENTS, OUTPUTS, merge_calls
 from gradscope.summarise.rows import (
     count_between,
     live_units,
@@ -22,6 +22,7 @@ from gradscope.summarise.rows import (
 __all__ = [
     "MAGNITUDES",
     "MOMENTS",
+    "OUTPUTS",
     "Between",
     "count_between",
     "dense_entries",

@@ -32,6 +32,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from gradscope.diagnose.architecture import own_code_before
 from gradscope.diagnose.outcome import Outcome, outcome, severity
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import Stretch, log, longest_stretch, median, require_steps
@@ -85,13 +86,19 @@ def _finding(
         "note" if of_a_head else severity(loss),
         f"The attention at {listed(layers)} {'has a head that looks' if of_a_head else 'looks'} at one "
         f"position only: the entropy of its weights is {head if of_a_head else entropy:.1%} of the largest.",
-        tuple(layers),
+        tuple(dict.fromkeys(_place(run, name) for name in layers)),
         (),
         start.first_step,
         max(stretch.last_step for stretch in held.values()),
         "The scores have grown so large that softmax picks one position and passes no gradient.",
         present(entropy=entropy, lowest_head=head, loss_improvement=loss.improvement),
     )
+
+
+def _place(run: Run, name: str) -> str:
+    """Return the module that attends: for attention by functions, the one whose own code calls them."""
+    layer = run.layer(name)
+    return own_code_before(run, layer) or name if _attends_inside(layer) else name
 
 
 def _lowest(run: Run) -> pd.DataFrame:

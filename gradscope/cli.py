@@ -348,7 +348,14 @@ def _page_path(run: Run, output: Path | None) -> Path:
 
 
 def _beside(run: Path, ending: str) -> Path:
-    """Return a path beside the run, also if the run was given as "." or with a trailing dot."""
+    """Return a path beside the run, also if the run was given as "." or with a trailing dot.
+
+    Of a run at an address it is in the current directory.
+    """
+    from gradscope.store import address_of
+
+    if address_of(run) is not None:
+        return Path(f"{run.name}{ending}")
     place = run if run.name not in ("", "..") else run.resolve()
     return place.with_name(f"{place.name}{ending}")
 

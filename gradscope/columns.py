@@ -94,7 +94,7 @@ LAYER_COLUMNS: tuple[Column, ...] = (
     Column(
         "attention_entropy",
         "fraction",
-        "mean entropy of rows of attention weights, 16 of each head for the first sample, over log of the "
+        "mean entropy of rows of attention weights, 16 of each head in the first sample, over log of the "
         "positions that have any weight; at the module that is attention or a softmax, else at the layer "
         "that attention by functions feeds; absent without gradients, within activation checkpointing and in "
         "compiled models; of several calls or ranks the mean",

@@ -166,6 +166,14 @@ def test_micro_batches_are_averaged_and_the_lowest_head_is_of_all() -> None:
     assert sink.layer("out", "attention_entropy_lowest") == pytest.approx(min(first + second), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_an_empty_micro_batch_adds_nothing(kind: str) -> None:
+    torch.manual_seed(0)
+    model, x = MODELS[kind](), torch.randn(2, LENGTH, WIDTH)
+    heads = plain_entropies(model.weights(x, None))
+    check(record(model, lambda m: m(x).sum() + m(x[:0]).sum()), heads)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["fused", "by softmax"])
 def test_autocast_rounds_queries_but_not_the_entropy(kind: str, dtype: torch.dtype) -> None:

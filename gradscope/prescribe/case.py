@@ -202,8 +202,12 @@ class Case:
 
     @cached_property
     def weights(self) -> tuple[ParameterInfo, ...]:
-        """Trained weights."""
-        return tuple(item for item in self.run.parameters if item.role == "weight" and item.trained)
+        """Trained weights; embeddings where there are no others."""
+        trained = [item for item in self.run.parameters if item.trained]
+        return tuple(
+            [item for item in trained if item.role == "weight"]
+            or [item for item in trained if item.role == "embedding"]
+        )
 
     @cached_property
     def update_ratio(self) -> float | None:

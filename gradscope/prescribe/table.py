@@ -25,12 +25,14 @@ Prescription = Callable[[Case], Remedy | None]
 
 TABLE: dict[str, tuple[Prescription, ...]] = {
     "vanishing-gradient": (
+        rate.lower_if_far_too_high,
         initialization.initialize_recurrence_with_steps,
         initialization.initialize_orthogonally,
         residual.skip_deep_with_steps,
         residual.skip_deep,
         activation.replace_squashing_with_steps,
         activation.replace_squashing,
+        activation.replace_squashing_by_elu,
         initialization.initialize_with_steps,
         initialization.initialize,
         residual.add_skips,
@@ -85,12 +87,14 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
     "zero-gradient": (
         loss.use_single_score,
         initialization.break_symmetry,
+        initialization.draw_embeddings,
         activation.leak_if_dead,
         fixes.find_zero_gradients,
         initialization.reinitialize,
     ),
     "missing-gradient": (fixes.find_missing_gradients, fixes.unfreeze, optimizer.freeze),
     "dead-units": (
+        activation.leak_if_narrow,
         rate.lower_if_killed,
         initialization.reinitialize_if_shut,
         initialization.initialize,
@@ -115,7 +119,14 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
         rate.lower,
         clipping.clip,
     ),
-    "rank-collapse": (residual.add_skips, normalization.normalize, initialization.initialize, rate.lower),
+    "rank-collapse": (
+        scaling.scale_inputs_if_alike,
+        rate.lower_if_far_too_high,
+        residual.add_skips,
+        normalization.normalize,
+        initialization.initialize,
+        rate.lower,
+    ),
     "poor-initialization": (
         residual.skip_deep_with_steps,
         residual.skip_deep,
@@ -126,12 +137,19 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
         normalization.normalize,
         residual.add_skips,
     ),
-    "symmetric-weights": (initialization.break_symmetry,),
-    "unscaled-input": (scaling.scale_inputs, scaling.scale_targets, normalization.normalize, rate.lower),
+    "symmetric-weights": (initialization.break_symmetry, initialization.draw_embeddings),
+    "unscaled-input": (
+        scaling.scale_both,
+        scaling.scale_inputs,
+        scaling.scale_targets,
+        normalization.normalize,
+        rate.lower,
+    ),
     "output-mismatch": (
         loss.use_single_score,
         loss.turn_sign,
         loss.match_shapes,
+        loss.use_probabilities,
         loss.free_output,
         loss.drop_output_activation,
         loss.use_logits,
@@ -139,6 +157,7 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
         scaling.scale_targets,
     ),
     "learning-rate-too-high": (
+        initialization.initialize_with_steps_if_far_off,
         optimizer.use_adam_for_plain_sgd,
         rate.lower,
         clipping.clip,

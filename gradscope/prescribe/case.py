@@ -285,6 +285,12 @@ class Case:
         return float(losses[0]) if len(losses) else None
 
     @cached_property
+    def least_loss(self) -> float | None:
+        """Smallest finite loss, None if there is none."""
+        losses = _finite(self.run.steps["loss"].to_numpy()) if "loss" in self.run.steps else np.array([])
+        return float(losses.min()) if len(losses) else None
+
+    @cached_property
     def gain(self) -> float | None:
         """The gradient's gain per layer, measured or else predicted, None if the finding doesn't tell."""
         return self.number("gain_per_layer") or self.number("predicted_gain")

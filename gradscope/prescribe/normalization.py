@@ -39,6 +39,11 @@ def normalize(case: Case) -> Remedy | None:
     )
 
 
+def normalize_if_saturated_later(case: Case) -> Remedy | None:
+    """Insert normalisation where units saturated during training, not where they started saturated."""
+    return normalize(case) if case.number("saturated_at_start") == 0 else None
+
+
 def choose(case: Case) -> str | None:
     """Return "batch", "layer" or "group" by architecture, batch, depth and the gain through all layers."""
     for norm in _candidates(case):

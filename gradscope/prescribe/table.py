@@ -107,6 +107,7 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
         loss.drop_saturated_output,
         initialization.initialize_with_steps,
         initialization.initialize,
+        normalization.normalize_if_saturated_later,
         rate.lower_if_saturated_later,
         scaling.scale_inputs,
         normalization.normalize,

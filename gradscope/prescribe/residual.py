@@ -15,7 +15,7 @@ _SQUASHING = ("sigmoid", "hardsigmoid", "logsigmoid", "softsign", "softmax")
 def add_skips(case: Case) -> Remedy | None:
     """Add the input to each layer's activated output, the branch scaled by 1/sqrt(their number)."""
     layers = bridgeable(case)
-    depth = case.depth + len(attending(case))
+    depth = case.depth + len(_attention(case))
     if case.skips or depth < _SHALLOWEST or len(layers) < 2 or _unwritable(case):
         return None
     names = [layer.name for layer in layers]
@@ -65,19 +65,15 @@ def bridgeable(case: Case) -> list[LayerInfo]:
         )
         if (square or same) and case.activation_of(layer):
             found.append(layer)
-    return sorted([*found, *attending(case)], key=lambda layer: layer.depth)
-
-
-def attending(case: Case) -> list[LayerInfo]:
-    """Return torch's attention layers whose output has the shape of their only input."""
     shapes = {layer.name: layer.output_shape for layer in case.run.layers}
-    return [
-        layer
-        for layer in case.run.layers
-        if layer.kind == "MultiheadAttention"
-        and len(layer.inputs) == 1
-        and shapes.get(layer.inputs[0]) == layer.output_shape
-    ]
+    for layer in _attention(case):
+        if len(layer.inputs) == 1 and shapes.get(layer.inputs[0]) == layer.output_shape:
+            found.append(layer)
+    return sorted(found, key=lambda layer: layer.depth)
+
+
+def _attention(case: Case) -> list[LayerInfo]:
+    return [layer for layer in case.run.layers if layer.kind == "MultiheadAttention"]
 
 
 def _unwritable(case: Case) -> bool:

@@ -29,6 +29,7 @@ _CALLS = {
 _VARIANCE = {"he": 2.0, "xavier": 1.0, "lecun": 1.0, "orthogonal": 1.0}
 _SAME = 1.3
 _FAR_OFF = 10.0
+_SMALLER = 3.0
 _AT_ONCE = 2
 _SHUT = -1.0  # mean bias; pre-activations of usual weights have size 1
 FADED = 1e-3  # a gradient of which less than this arrives at the first layer has vanished
@@ -72,6 +73,12 @@ def reinitialize(case: Case) -> Remedy | None:
 def initialize_with_steps(case: Case) -> Remedy | None:
     """Initialise by each layer's activation and choose the steps anew, where the present ones don't suit."""
     return with_fitting_steps(case, initialize(case), size_after(case))
+
+
+def initialize_with_smaller_steps(case: Case) -> Remedy | None:
+    """Initialise and take a third of those steps, as no share of the weights fits every network."""
+    size = size_after(case)
+    return with_fitting_steps(case, initialize(case), size / _SMALLER if size else None)
 
 
 def reinitialize_with_steps(case: Case) -> Remedy | None:

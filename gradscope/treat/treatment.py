@@ -15,8 +15,9 @@ from typing import Any
 from gradscope.errors import GradscopeError, SurgeryRefused
 from gradscope.examine import examine
 from gradscope.prescribe import surgery
-from gradscope.prescribe.training import TrainingChange, training_change
-from gradscope.records import Effect, Remedy, Report, Treatment, Trial
+from gradscope.prescribe.together import together
+from gradscope.prescribe.training import TrainingChange, steps_of, training_change
+from gradscope.records import Effect, Finding, Remedy, Report, Treatment, Trial
 from gradscope.records.treatment import CLEAR
 from gradscope.store import find_run, read_run
 from gradscope.treat.effect import final_loss, improvement, paired_interval
@@ -115,14 +116,39 @@ def _checked(remedies: str | Sequence[Remedy]) -> Iterator[Remedy]:
 
 def prescribed(report: Report) -> tuple[Remedy, ...]:
     """Return what the report prescribes for its root causes, most urgent first, each change once."""
+    roots = [finding for finding in report.findings if finding.caused_by is None]
     chosen: dict[str, Remedy] = {}
-    for finding in report.findings:
-        if finding.caused_by is None:
-            for remedy in finding.remedies:
-                chosen.setdefault(
-                    json.dumps(remedy.action or remedy.title, sort_keys=True, default=str), remedy
-                )
+    for remedy in (*_of_all(roots), *(remedy for finding in roots for remedy in finding.remedies)):
+        chosen.setdefault(json.dumps(remedy.action or remedy.title, sort_keys=True, default=str), remedy)
     return tuple(chosen.values())[:MOST_REMEDIES]
+
+
+def _of_all(roots: Sequence[Finding]) -> list[Remedy]:
+    """Return the first remedies of all root causes as one, as none of them alone takes the others away.
+
+    Those that would change the same thing again are left out; empty where fewer than two are left.
+    """
+    kept: list[Remedy] = []
+    changed: set[str] = set()
+    for finding in roots:
+        first = next((remedy for remedy in finding.remedies if remedy.action), None)
+        if first is None or finding.severity == "note":
+            continue
+        changes = {item for step in steps_of(first.action) for item in _changes(step)}
+        if not changes & changed:
+            kept.append(first)
+            changed |= changes
+    return [together(*kept)] if len(kept) > 1 else []
+
+
+def _changes(step: Mapping[str, Any]) -> set[str]:
+    """Return what a step of an action changes; rate and optimizer count as one."""
+    if step["do"] != "train":
+        return {str(step["do"])}
+    return {
+        "steps" if name in ("rate", "optimizer", "options", "clipping") else name
+        for name in set(step) - {"do"}
+    }
 
 
 def _claim(plan: Plan) -> None:

@@ -17,8 +17,10 @@ from torch import nn
 import gradscope
 from gradscope.errors import GradscopeError
 from gradscope.present.treatment import lead
-from gradscope.records import Effect, Remedy, Treatment
+from gradscope.records import Effect, Finding, Remedy, Report, Treatment
 from gradscope.treat import treat
+from gradscope.treat.treatment import prescribed
+from tests.runs import mlp_run
 
 LOWER = Remedy("learning-rate", "Lower the rate", "", "", "", {"do": "train", "rate": 0.05})
 RAISE = Remedy("learning-rate", "Raise the rate", "", "", "", {"do": "train", "rate": 1e3})
@@ -55,6 +57,35 @@ def test_what_helps_is_told_from_what_does_not(tmp_path: Path) -> None:
     assert treatment.winner is treatment.effects[0]
     assert treatment.complete
     assert Path(treatment.winner.trials[0].run, "run.json").exists()
+
+
+def _found(rule: str, *remedies: Remedy, **facts: Any) -> Finding:
+    return Finding(rule, facts.pop("severity", "critical"), "message", remedies=remedies, **facts)
+
+
+def test_several_root_causes_are_treated_together_first() -> None:
+    scale = Remedy(
+        "input-scaling", "Standardise the inputs", "", "", "", {"do": "train", "scale_inputs": True}
+    )
+    report = Report(
+        mlp_run(),
+        "ailing",
+        (
+            _found("output-mismatch", BY_HAND, LOWER),
+            _found("unscaled-input", scale),
+            _found("learning-rate-too-high", RAISE),  # would change the rate again
+            _found("dead-units", NONSENSE, caused_by="unscaled-input"),
+        ),
+    )
+    assert [remedy.title for remedy in prescribed(report)] == [
+        "Lower the rate, and standardise the inputs",
+        "Look at the data",
+        "Lower the rate",
+        "Standardise the inputs",
+        "Raise the rate",
+    ]
+    alone = replace(report, findings=(report.findings[0], _found("unscaled-input", scale, severity="note")))
+    assert prescribed(alone)[0] is BY_HAND
 
 
 def test_the_best_two_are_tried_together(tmp_path: Path) -> None:

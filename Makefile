@@ -6,7 +6,7 @@ STAMP := .venv/installed
 .PHONY: help install demo test lint types bench bench-verdicts bench-remedies samples clean
 
 help: ## Say what each target does
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | column -t -s ':'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml setup.py gradscope/summarise/passes.c constraints.txt
 	$(PYTHON) -m venv .venv

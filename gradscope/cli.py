@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -118,7 +120,14 @@ def report(run: Path, output: Path | None, show_page: bool) -> int:
 
 @gradscope.command()
 @_run_argument
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="json: for machines, one object.",
+)
 @click.option(
     "--fail-on",
     type=click.Choice(SEVERITIES),
@@ -129,14 +138,18 @@ def report(run: Path, output: Path | None, show_page: bool) -> int:
 @click.option(
     "--allow-inconclusive",
     is_flag=True,
-    help="Exit status 0 also where too little was recorded, or can be read, to judge.",
+    help="Exit status 0, not 2, where a run cannot be called clean but nothing was found.",
 )
 def check(run: Path, form: str, fail_on: Severity, allow_inconclusive: bool) -> int:
-    """Judge RUN, for scripts and continuous integration.
+    r"""Judge RUN, for scripts and CI.
 
-    Exit status: 1 if something was found at or above --fail-on, else 0. It is 2 if RUN cannot be read or
-    holds no recorded step, and, but for --allow-inconclusive, if nothing was found in a run that is damaged
-    or cannot be judged.
+    \b
+    Exit status:
+      0  nothing was found at or above --fail-on
+      1  something was found
+      2  nothing was found, but the run is inconclusive or a
+         part of it is damaged; 0 with --allow-inconclusive
+      2  RUN cannot be read, or holds no recorded step
     """
     examined = _examine(run)
     if form == "json":
@@ -178,7 +191,9 @@ def _doubt(report: Report) -> str:
     show_default=True,
     help="The folder for runs and reports.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws weights, batches and split.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="The seed of weights, batches and split."
+)
 def demo(names: tuple[str, ...], list_only: bool, output: Path, seed: int) -> int:
     """Train bundled programs and report them.
 
@@ -189,12 +204,9 @@ def demo(names: tuple[str, ...], list_only: bool, output: Path, seed: int) -> in
     from gradscope.models.lecture import EXPERIMENTS
 
     if list_only:
-        width = max(map(len, [*PROGRAMS, *(experiment.name for experiment in EXPERIMENTS)]))
-        for program in PROGRAMS.values():
-            click.echo(f"{program.name:<{width}}  {program.finding or 'healthy'}: {program.summary}")
-        click.echo("\nExperiments of the lecture, each a script in the source tree:")
-        for experiment in EXPERIMENTS:
-            click.echo(f"{experiment.name:<{width}}  {experiment.shows} ({experiment.script})")
+        _show_names({item.name: f"{item.finding or 'healthy'}: {item.summary}" for item in PROGRAMS.values()})
+        click.echo("\nExperiments of the lecture, scripts in the source tree:")
+        _show_names({item.name: f"{item.shows} ({item.script})" for item in EXPERIMENTS})
         return CLEAN
     outcomes = run_demos(names, output, _console(), seed)
     if len(outcomes) == 1:
@@ -218,9 +230,7 @@ def rules(name: str | None, as_markdown: bool) -> int:
         return CLEAN
     known = {rule.name: rule for rule in RULES}
     if name is None:
-        width = max(map(len, known))
-        for rule in known.values():
-            click.echo(f"{rule.name:<{width}}  {rule.summary}")
+        _show_names({rule.name: rule.summary for rule in RULES})
         return CLEAN
     if name not in known:
         raise GradscopeError(f"there is no rule {name!r}{_closest(name, known)}; `gradscope rules` lists all")
@@ -234,7 +244,10 @@ def rules(name: str | None, as_markdown: bool) -> int:
     "-o", "--output", type=click.Path(path_type=Path), help="The page; comparison.html if not given."
 )
 def compare(runs: tuple[Path, ...], output: Path | None) -> int:
-    """Put runs side by side: what each suffers from, gained and lost against the first, in one HTML file."""
+    """Put runs side by side in one HTML file.
+
+    Shown are the findings of each, gained and lost against the first run, curves and profiles over depth.
+    """
     if len(runs) < 2:
         raise click.UsageError("compare needs at least two runs")
     reports = [_examine(run) for run in runs]
@@ -252,9 +265,21 @@ def compare(runs: tuple[Path, ...], output: Path | None) -> int:
 
 @gradscope.command()
 @click.argument("target", metavar="[MODULE:FUNCTION]", required=False)
-@click.option("--demo", "program", help="Treat a program of the catalogue instead.")
-@click.option("--steps", default=200, show_default=True, help="Optimizer steps of each training.")
-@click.option("--seeds", default=3, show_default=True, help="Seeds; intervals need at least 2.")
+@click.option("--demo", "program", help="Treat a program of `gradscope demo --list` instead.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=10),
+    default=200,
+    show_default=True,
+    help="Optimizer steps of each training.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Trainings of each; intervals need at least 2.",
+)
 @click.option("--time-limit", type=float, default=80.0, show_default=True, help="Seconds; inf for none.")
 @click.option(
     "-o",
@@ -267,7 +292,7 @@ def compare(runs: tuple[Path, ...], output: Path | None) -> int:
 def treat(
     target: str | None, program: str | None, steps: int, seeds: int, time_limit: float, output: Path
 ) -> int:
-    """Try what the report prescribes, and rank the remedies by measured effect.
+    """Try the prescribed remedies and rank them.
 
     MODULE:FUNCTION is called without arguments and returns (build, data): build() or build(seed) returns a
     LightningModule or (model, optimizer, loss), and data is an iterable of its training batches.
@@ -289,19 +314,27 @@ def treat(
 @gradscope.command()
 @_run_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A folder; RUN-tables if not given.")
-@click.option("--format", "form", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["csv", "parquet"]),
+    default="csv",
+    show_default=True,
+    help="The format of the tables.",
+)
 def export(run: Path, output: Path | None, form: str) -> int:
-    """Write the tables of RUN as CSV or Parquet.
+    """Write RUN's tables as CSV or Parquet.
 
     One file each for steps, layers and parameters; ranks are merged and restarts resolved.
     """
     read = _read(run)
     folder = output or _beside(read.path, "-tables")
-    folder.mkdir(parents=True, exist_ok=True)
     tables = {"steps": read.steps, "layers": read.layer_statistics, "parameters": read.parameter_statistics}
     for name, table in tables.items():
         path = folder / f"{name}.{form}"
-        table.to_csv(path, index=False) if form == "csv" else table.to_parquet(path, index=False)
+        with _output(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            table.to_csv(path, index=False) if form == "csv" else table.to_parquet(path, index=False)
         click.echo(f"{path}  {len(table):,} rows")
     return CLEAN
 
@@ -337,8 +370,22 @@ def _console() -> Console:
 
 
 def _write(page: Path, text: str) -> None:
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_bytes(text.encode(errors="replace"))
+    with _output(page):
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_bytes(text.encode(errors="replace"))
+
+
+@contextmanager
+def _output(place: Path) -> Iterator[None]:
+    """Say of what can't be written where it was to go, and how to choose another place."""
+    try:
+        yield
+    except OSError as error:
+        blocked = isinstance(error, (FileExistsError, NotADirectoryError))
+        reason = "a file is where a folder must be" if blocked else error.strerror or error
+        raise GradscopeError(
+            f"cannot write {place} ({reason}); choose another place with --output"
+        ) from error
 
 
 def _page_path(run: Run, output: Path | None) -> Path:
@@ -358,6 +405,15 @@ def _beside(run: Path, ending: str) -> Path:
         return Path(f"{run.name}{ending}")
     place = run if run.name not in ("", "..") else run.resolve()
     return place.with_name(f"{place.name}{ending}")
+
+
+def _show_names(meanings: Mapping[str, str]) -> None:
+    """List names with what they mean: wrapped in a terminal, a line each for a pipe."""
+    console, margin = _console(), max(map(len, meanings)) + 2
+    for name, text in meanings.items():
+        room = max(20, console.width - margin)
+        lines = wrap(text, room, break_long_words=False) if console.is_terminal else [text]
+        click.echo(f"{name:<{margin}}" + f"\n{'':<{margin}}".join(lines))
 
 
 def _show_rule(rule: Rule) -> None:

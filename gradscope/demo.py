@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from gradscope.errors import GradscopeError
 from gradscope.examine import examine
@@ -138,7 +138,7 @@ def _progress(console: Console) -> Progress:
         TextColumn("{task.description}", justify="right"),
         BarColumn(),
         TextColumn("{task.completed} steps  [dim]{task.fields[remark]}"),
-        TimeElapsedColumn(),
+        TimeElapsedColumn(table_column=Column(min_width=7)),
         console=console,
     )
 
@@ -161,9 +161,9 @@ def _remark(outcome: Outcome) -> str:
 def verdict_table(outcomes: Sequence[Outcome]) -> Table:
     """Return the verdicts as a table for the terminal."""
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for heading in ("program", "verdict", "first finding", "step"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("right")
+    for heading in ("program", "verdict", "first finding", "step", "right"):
+        name = heading in ("program", "first finding")  # these give way where the terminal is narrow
+        table.add_column(heading, no_wrap=not name, overflow="fold")
     table.add_column("accuracy", justify="right", no_wrap=True)
     for outcome in outcomes:
         found, colour = outcome.found, "red" if outcome.report.verdict == "ailing" else "green"

@@ -43,7 +43,7 @@ def network() -> nn.Module:
 
 
 def module(package: Any, **methods: Any) -> Any:
-    class Net(package.LightningModule):  # type: ignore[misc]
+    class Net(package.LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.net, self.loss = network(), nn.CrossEntropyLoss()

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+import click
 import pandas as pd
 import pytest
+from click.testing import CliRunner
+from rich.console import Console
 
 from gradscope import __version__, cli
 from gradscope.records import RULE_NAMES, Run
@@ -239,6 +242,8 @@ def test_treat_says_what_it_needs(gradscope: Command, capsys: pytest.CaptureFixt
         (("--demo", "vanishing-sigmoid", "--time-limit", "nan"), "above 0 seconds"),
         (("--demo", "vanishing-sigmoid", "--time-limit", "-3"), "above 0 seconds"),
         (("--demo", "vanishing-sigmoid", "--time-limit", "0"), "above 0 seconds"),
+        (("--demo", "relu-he", "--steps", "5"), "x>=10"),
+        (("--demo", "relu-he", "--seeds", "0"), "x>=1"),
     ):
         assert gradscope("treat", *arguments) == 2
         error = capsys.readouterr().err
@@ -269,14 +274,17 @@ def test_report_writes_where_it_is_told(
     assert (tmp_path / "x" / "run.html").exists()
 
 
-def test_report_that_cannot_be_written(
-    gradscope: Command, ailing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", ["report", "export"])
+def test_what_cannot_be_written_is_one_line_that_says_what_to_do(
+    gradscope: Command, ailing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert gradscope("report", ailing, "-o", tmp_path / "file" / "page.html") == 2
+    assert gradscope(command, ailing, "-o", tmp_path / "file" / "inside") == 2
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 1
-    assert "file" in error[0]
+    assert str(tmp_path / "file" / "inside") in error[0]
+    assert "a file is where a folder must be" in error[0]
+    assert "--output" in error[0]
 
 
 def test_the_newest_run_of_a_folder_is_taken_and_said(
@@ -385,6 +393,35 @@ def test_demo_lists_its_programs(gradscope: Command, capsys: pytest.CaptureFixtu
     assert gradscope("demo", "--list") == 0
     programs = capsys.readouterr().out.split("\n\n")[0]  # the lecture's experiments follow
     assert [line.split()[0] for line in programs.splitlines()] == list(PROGRAMS)
+
+
+@pytest.mark.parametrize("arguments", [("rules",), ("demo", "--list")])
+def test_lists_are_wrapped_in_a_terminal_and_a_line_each_in_a_pipe(
+    gradscope: Command,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+) -> None:
+    gradscope(*arguments)
+    piped = capsys.readouterr().out
+    monkeypatch.setattr(cli, "_console", lambda: Console(width=60, force_terminal=True))
+    gradscope(*arguments)
+    wrapped = capsys.readouterr().out
+    assert max(map(len, piped.splitlines())) > 60
+    assert all(len(line) <= 60 or len(line.split()) == 1 for line in wrapped.splitlines())
+    assert "".join(wrapped.split()) == "".join(piped.split())
+
+
+@pytest.mark.parametrize("command", ["check", "compare", "demo", "export", "report", "rules", "treat"])
+@pytest.mark.parametrize("width", [60, 80])
+def test_help_fits_and_no_summary_is_cut(command: str, width: int) -> None:
+    runner = CliRunner()
+    summary = runner.invoke(cli.gradscope, ["--help"], terminal_width=width).output
+    assert "..." not in summary.replace("[ARGS]...", "")
+    text = runner.invoke(cli.gradscope, [command, "--help"], terminal_width=width).output
+    assert max(map(len, text.splitlines())) <= width
+    for option in cli.gradscope.commands[command].params:
+        assert isinstance(option, click.Argument) or option.help
 
 
 def test_demo_of_no_program(gradscope: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -53,6 +53,10 @@ def test_a_wrong_verdict_shows_in_table_and_index(demo: tuple[list[Outcome], Pat
     screen = StringIO()
     Console(file=screen, width=160).print(verdict_table([wrong, sound]))
     assert screen.getvalue().count("✗") == 1
+    narrow = StringIO()
+    Console(file=narrow, width=60).print(verdict_table([wrong, sound]))
+    assert narrow.getvalue().count("✗") == 1
+    assert "…" not in narrow.getvalue()
     page = index_page([wrong, sound])
     assert "for 1 of 2" in page
     assert "expected: " in page

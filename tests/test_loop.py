@@ -141,16 +141,16 @@ def test_wrong_use_is_one_clear_line(tmp_path: Path) -> None:
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(GradscopeError, match="needs a torch optimizer"):
-        gradscope.watch(model, model.parameters())  # type: ignore[arg-type]
+        gradscope.watch(model, model.parameters())
     with pytest.raises(GradscopeError, match="needs a torch module"):
-        gradscope.watch(optimizer, optimizer)  # type: ignore[arg-type]
+        gradscope.watch(optimizer, optimizer)
     with pytest.raises(GradscopeError, match="no option 'every'"):
         gradscope.watch(model, optimizer, every=3)
     with gradscope.watch(model, optimizer, run_dir=tmp_path / "run", verbose=False) as scope:
         with pytest.raises(GradscopeError, match=r"one number; got a tensor of shape \(2,\)"):
             scope.step(torch.ones(2))
         with pytest.raises(GradscopeError, match="one number; got str"):
-            scope.step("0.5")  # type: ignore[arg-type]
+            scope.step("0.5")
     with pytest.raises(GradscopeError, match="inside the `with"):
         scope.step(1.0)
 

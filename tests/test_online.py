@@ -220,7 +220,7 @@ def test_another_exception_is_not_swallowed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mine"), watch:
         raise ValueError("mine")
     with pytest.raises(SettingsError, match='"warn", "stop" or "ignore"'):
-        GradScope(on_critical="halt")  # type: ignore[arg-type]
+        GradScope(on_critical="halt")
     assert issubclass(CriticalFinding, GradscopeError)
 
 
@@ -251,11 +251,11 @@ def test_an_option_of_no_meaning_is_refused() -> None:
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(SettingsError, match="preflight is 'yes'; give True or False"):
-        GradScope(preflight="yes")  # type: ignore[arg-type]  # that is what is tested
+        GradScope(preflight="yes")
     with pytest.raises(SettingsError, match="verbose is 1; give True or False"):
-        gradscope.watch(model, optimizer, verbose=1)  # type: ignore[arg-type]  # that is what is tested
+        gradscope.watch(model, optimizer, verbose=1)
     with pytest.raises(SettingsError, match="run_dir is 5; give a directory"):
-        gradscope.watch(model, optimizer, run_dir=5)  # type: ignore[arg-type]  # that is what is tested
+        gradscope.watch(model, optimizer, run_dir=5)
 
 
 def test_looks_grow_apart_geometrically(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 
 
@@ -21,8 +20,7 @@ def check_whole(option: str, value: object, smallest: int = 1) -> None:
 def check_number(option: str, value: object, interval: str = "(-inf, inf)") -> None:
     """Raise ValueError unless `value` is a number in `interval`, such as "[0, 1)"."""
     low, high = (float(bound) for bound in interval[1:-1].split(","))
-    numeric = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
-    inside = numeric and low <= float(value) <= high  # type: ignore[arg-type]
+    inside = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
     on_open_end = (value == low and interval[0] == "(") or (value == high and interval[-1] == ")")
     if not inside or on_open_end:
         raise ValueError(f"{option} is {value!r}; give a number in {interval}")

@@ -19,7 +19,7 @@ from gradscope.present.view import Page
 ZERO_COLOUR, NONFINITE_COLOUR = "#c3c9d1", "#f5208b"  # neither is in the colour scales
 ROW_LABELS = 26
 STEP_LABELS = 6
-_POWER_SIZE = 9  # plotly enlarges the powers of a logarithmic axis by a quarter
+POWER_SIZE = 9  # plotly enlarges the powers of a logarithmic axis by a quarter
 CONFIG = {
     "displaylogo": False,
     "showSendToCloud": False,
@@ -183,7 +183,7 @@ def profile_figure(profile: Profile) -> go.Figure:
         yaxis={
             "type": "log",
             "exponentformat": "power",
-            "tickfont": {"size": _POWER_SIZE},
+            "tickfont": {"size": POWER_SIZE},
             "automargin": True,
             "dtick": max(1, ceil((high - low) / 7)),
             "range": [low, high],
@@ -292,10 +292,10 @@ def _value_axis(title: str, lines: Sequence[Line], domain: tuple[float, float]) 
         "title": {"text": _AXIS_TITLES.get(title, title), "standoff": 6},
         "domain": domain,
         "automargin": True,
-        "nticks": 5,
+        "nticks": 3 if title == "learning rate" else 5,
     }
     if logarithmic:
-        return axis | {"type": "log", "exponentformat": "power", "tickfont": {"size": _POWER_SIZE}}
+        return axis | {"type": "log", "exponentformat": "power", "tickfont": {"size": POWER_SIZE}}
     return axis | {"type": "linear", "exponentformat": "power", "range": _calm_range(values)}
 
 
@@ -318,7 +318,12 @@ def _mark(figure: go.Figure, steps: Sequence[int], loss: Sequence[Line], label: 
             y=[highest] * len(steps),
             name=label,
             mode="markers",
-            marker={"symbol": symbol, "size": 8, "color": NONFINITE_COLOUR, "line": {"width": 2}},
+            marker={
+                "symbol": symbol,
+                "size": 8,
+                "color": NONFINITE_COLOUR,
+                "line": {"width": 2, "color": NONFINITE_COLOUR},
+            },
             hovertemplate=f"{label}<extra></extra>",
         )
     )

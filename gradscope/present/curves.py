@@ -143,10 +143,14 @@ def _onsets(findings: Sequence[Finding]) -> tuple[tuple[int, str], ...]:
 def _history_summary(steps: pd.DataFrame) -> str:
     parts = []
     for column, label in (("loss", "Loss"), ("grad_norm", "Gradient norm"), ("lr", "Learning rate")):
-        known = steps[column].dropna() if column in steps else pd.Series(dtype="float64")
+        values = steps[column] if column in steps else pd.Series(dtype="float64")
+        known = values[np.isfinite(values)]
         if len(known):
-            first, last = wording.figure(float(known.iloc[0])), wording.figure(float(known.iloc[-1]))
-            parts.append(f"{label} {first} at the start, {last} at the end.")
+            first, last, end = (float(v) for v in (known.iloc[0], known.iloc[-1], values.iloc[-1]))
+            before = "" if np.isfinite(end) else f", {wording.figure(last)} the last before"
+            parts.append(
+                f"{label} {wording.figure(first)} at the start, {wording.figure(end)} at the end{before}."
+            )
     coefficient = steps["clip_coefficient"] if "clip_coefficient" in steps else pd.Series(dtype="float64")
     clipped = coefficient.dropna() < 1 - 1e-4
     if clipped.any():

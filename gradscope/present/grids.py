@@ -264,9 +264,11 @@ def _grid_summary(source: _Source, values: pd.DataFrame, bad: pd.DataFrame) -> s
     parts = []
     if middle.notna().any():
         low, high = str(middle.idxmin()), str(middle.idxmax())
+        least, most = text(float(middle[low])), text(float(middle[high]))
         parts.append(
-            f"{what}: from {text(float(middle[low]))} in {wording.name(low)} "
-            f"to {text(float(middle[high]))} in {wording.name(high)}."
+            f"{what}: {least} in each."
+            if least == most
+            else f"{what}: from {least} in {wording.name(low)} to {most} in {wording.name(high)}."
         )
     zeros = int((values == 0).all().sum())
     if zeros and source.scale == "log10":

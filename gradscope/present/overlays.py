@@ -10,6 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from gradscope.present import wording
+from gradscope.present.charts import POWER_SIZE
 from gradscope.present.comparison import Overlay
 from gradscope.present.treatment import EffectRow
 
@@ -54,14 +55,15 @@ def _scale(overlay: Overlay) -> dict[str, Any]:
     values = [value for curve in overlay.curves for value in curve.y if value]
     decades = math.log10(max(values) / min(values)) if values else 0.0
     if decades > 1.5:
-        return {"type": "log", "dtick": math.ceil(decades / 6)}
+        return {"type": "log", "dtick": math.ceil(decades / 6), "tickfont": {"size": POWER_SIZE}}
     return {"type": "log", "dtick": "D2", "tickformat": "~g"}  # without it 0.5 would be labelled 5
 
 
 def effects_figure(rows: Sequence[EffectRow]) -> go.Figure:
-    """Return each remedy's effect with its interval, the best on top."""
+    """Return each remedy's effect with its interval, the best on top; its title stands above it."""
     tried = [row for row in rows if row.gained is not None][::-1]
     labels = [_short(row.title, number) for number, row in enumerate(tried)]
+    above = {"x": 0, "xref": "paper", "xanchor": "left", "yanchor": "bottom", "yshift": 5, "showarrow": False}
     gained = [100 * (row.gained or 0.0) for row in tried]
     figure = go.Figure(
         go.Scatter(
@@ -89,8 +91,9 @@ def effects_figure(rows: Sequence[EffectRow]) -> go.Figure:
     )
     figure.update_layout(
         template="none",
-        height=120 + 44 * len(tried),
-        margin={"l": 16, "r": 16, "t": 12, "b": 48},
+        height=84 + 46 * len(tried),
+        margin={"l": 8, "r": 16, "t": 12, "b": 48},
+        annotations=[above | {"y": label, "text": label, "font": {"size": 11}} for label in labels],
         showlegend=False,
         shapes=[
             {
@@ -103,19 +106,12 @@ def effects_figure(rows: Sequence[EffectRow]) -> go.Figure:
                 "line": {"width": 1, "color": ZERO_LINE},
             }
         ],
-        xaxis={"title": {"text": "% of the initial loss"}},
-        yaxis={"type": "category", "showticklabels": False},
-        annotations=[_above(label) for label in labels],
+        xaxis={"title": {"text": "initial loss removed beyond no treatment, %"}},
+        yaxis={"type": "category", "showticklabels": False, "range": [-0.6, len(tried) - 0.2]},
     )
     return figure
 
 
-def _above(label: str) -> dict[str, Any]:
-    """Return a title above its row; beside the chart, titles would leave nothing of it on a telephone."""
-    place = {"xref": "paper", "x": 0, "xanchor": "left", "y": label, "yshift": 13}
-    return {"text": label, "showarrow": False, "font": {"size": 11}, **place}
-
-
 def _short(title: str, number: int) -> str:
-    """Return a title that fits beside a chart; the invisible number keeps equal ones apart."""
-    return escape(wording.elide(title, 46), quote=False) + "\u200b" * number
+    """Return a title that fits a telephone; the invisible number keeps equal ones apart."""
+    return escape(wording.elide(title, 52), quote=False) + "\u200b" * number

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import compress
+from typing import Any
+
 from rich.markup import escape
 from rich.table import Table
 
@@ -9,8 +12,7 @@ from gradscope.present.comparison import Comparison
 from gradscope.present.treatment import EffectRow, TreatmentPage
 
 _OUTCOMES = {"helps": "bold green", "harms": "red", "no clear effect": "yellow", "not tried": "dim"}
-_WIDE = 100  # columns
-_LOSS = 3  # the cell of the losses
+_LEAST = (0, 0, 0, 100, 0, 72)  # how wide a terminal must be to show each column of the ranking
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -30,19 +32,22 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def ranking_table(page: TreatmentPage, columns: int) -> Table:
-    """Return the remedies by measured effect; a terminal of few columns has no room for the losses."""
+    """Return the remedies by measured effect; a narrow terminal has no room for what the page has, too."""
     rules = [rule for row in page.rows for rule in row.cured]
-    wide = columns >= _WIDE
+    shown = [columns >= least for least in _LEAST]
+    options: tuple[dict[str, Any], ...] = (
+        {"header": "remedy", "ratio": 2, "overflow": "fold"},
+        {"header": "outcome", "min_width": 7},
+        {"header": "effect (95 % interval)", "min_width": 10},
+        {"header": "loss", "no_wrap": True},
+        {"header": "a step", "no_wrap": True, "min_width": 6},
+        {"header": "cured", "no_wrap": True, "min_width": max(map(len, rules), default=5)},
+    )
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("remedy", ratio=2)
-    table.add_column("outcome", min_width=7)
-    table.add_column("effect (95 % interval)", min_width=10)
-    if wide:
-        table.add_column("loss", no_wrap=True)
-    table.add_column("a step", no_wrap=True, min_width=6)
-    table.add_column("cured", no_wrap=True, min_width=max(map(len, rules), default=5))
+    for option in compress(options, shown):
+        table.add_column(**option)
     for cells in (("untreated", "", "", page.patient, "1×", ""), *map(_cells, page.rows)):
-        table.add_row(*(cell for place, cell in enumerate(cells) if wide or place != _LOSS))
+        table.add_row(*compress(cells, shown))
     return table
 
 

@@ -16,7 +16,7 @@ _VERDICTS = {
     "inconclusive": ("?", "bold yellow"),
 }
 _SEVERITIES = {"critical": "bold red", "warning": "yellow", "note": "cyan"}
-_CODE_LINES = 20
+_CODE_LINES = 30
 _NARROWEST = 16
 
 

@@ -15,7 +15,7 @@ from tests.runs import mlp_run
 
 
 def rules(tool: str, **values: object) -> set[str]:
-    return {symptom.rule for symptom in BASELINES[tool](mlp_run(**values), ((10, 0.2), (20, 0.8)))}  # type: ignore[arg-type]
+    return {symptom.rule for symptom in BASELINES[tool](mlp_run(**values), ((10, 0.2), (20, 0.8)))}
 
 
 def test_autotrainer_and_bttackler_are_silent_on_a_healthy_run() -> None:
@@ -67,7 +67,7 @@ def test_a_tool_that_fails_is_silent_and_says_so(monkeypatch: pytest.MonkeyPatch
 
 def judged(name: str, label: str, *symptoms: Symptom) -> Judged:
     said = dict.fromkeys(TOOLS, Judgement(symptoms, 4 if symptoms else None))
-    return Judged(programs.PROGRAMS[name], programs.FAMILY[name], 0, 0.0, label, said)  # type: ignore[arg-type]
+    return Judged(programs.PROGRAMS[name], programs.FAMILY[name], 0, 0.0, label, said)
 
 
 def test_counts_cause_rank_and_layer() -> None:

@@ -70,7 +70,7 @@ def test_rank_puts_severe_roots_first_and_numbers_them() -> None:
 
 
 def _rule(detect: object) -> Rule:
-    return Rule("dead-units", detect, "A rule.", dict.fromkeys(HEADINGS, "text"))  # type: ignore[arg-type]
+    return Rule("dead-units", detect, "A rule.", dict.fromkeys(HEADINGS, "text"))
 
 
 def test_rule_that_breaks_is_said_and_kills_nothing() -> None:

@@ -34,6 +34,13 @@ def test_one_figure_for_each_thing_that_was_recorded() -> None:
     assert charts.figures(page(Report(empty_run(), "inconclusive"))) == {}
 
 
+def test_marks_of_a_loss_that_is_nan_show_on_either_theme() -> None:
+    run = mlp_run(depth=1, steps=6, loss=lambda step: float("nan") if step > 3 else 1.0)
+    figure = charts.history_figure(history(Report(run, "ailing")))
+    marks = next(trace for trace in figure.data if trace.name == "loss is NaN or ∞")
+    assert marks.marker.line.color == charts.NONFINITE_COLOUR  # thin symbols are all line
+
+
 def test_map_shows_what_the_grid_holds() -> None:
     grid = grids(ailing_report().run)[0][0]
     heatmap = charts.grid_figure(grid).data[0]

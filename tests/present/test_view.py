@@ -164,6 +164,17 @@ def test_curves_are_thinned_but_keep_every_block_s_spike_and_gap() -> None:
     assert curves.nonfinite_loss == (2345, 3456)
 
 
+def test_a_loss_that_ends_in_nan_is_not_summed_up_by_its_last_finite_value() -> None:
+    run = mlp_run(depth=1, steps=6, loss=lambda step: math.nan if step > 3 else 2.0 - step / 4)
+    summary = history(Report(run, "ailing")).summary
+    assert summary.startswith("Loss 2 at the start, NaN at the end, 1.25 the last before.")
+
+
+def test_a_share_that_is_the_same_everywhere_is_said_once() -> None:
+    run = mlp_run(depth=3, activation_values={"activation_dead_unit_fraction": 1.0})
+    assert grid_of(run, "dead").summary == "Highest share in the run: 100 % in each."
+
+
 def test_clipped_norm_and_groups_rates_are_shown_only_where_they_differ() -> None:
     run = mlp_run(depth=1, steps=6)
     same = run.steps.assign(lr_1=run.steps["lr"])

@@ -20,10 +20,11 @@ from gradscope.observe.parameters import local_part, unnested
 from gradscope.observe.probes import tensors_in
 from gradscope.observe.reading import OUTPUT, SIGNAL, Measured, Reading
 from gradscope.observe.staging import Collector
-from gradscope.observe.units import LiveUnits
+from gradscope.observe.units import DeadUnits
 from gradscope.observe.wrappers import class_of
 from gradscope.records import LayerInfo
 from gradscope.summarise import MAGNITUDES, OUTPUTS, merge_calls
+from gradscope.summarise.ledger import Live
 
 COLUMN = {column.name: index for index, column in enumerate(LAYER_COLUMNS)}
 _UNKNOWN_IF_BROKEN = [COLUMN["activation_saturated_fraction"], COLUMN["activation_cosine"]]
@@ -35,7 +36,7 @@ class LayerStep:
 
     calls: NDArray[np.float64]
     measured: list[Measured]
-    live: Mapping[int, NDArray[np.bool_]]
+    live: Live
     entropies: list[tuple[int, Tensor]]
 
     def tensors(self) -> list[Tensor]:
@@ -63,7 +64,7 @@ class Flow:
         self._readings = [_reading_of(module) for module in modules.values()]
         for index, reading in enumerate(self._readings):
             self._host.read_as(index, reading)
-        self._units = LiveUnits(dead_window)
+        self._units = DeadUnits(dead_window)
         self._entropies: list[tuple[int, Tensor]] = []
         self._attending = {index for index, module in enumerate(modules.values()) if may_attend(module)}
         self._order: list[int] = []
@@ -155,7 +156,7 @@ class Flow:
     def forget(self) -> None:
         """Forget what was seen so far."""
         self.spent = 0.0
-        self._host.take()
+        self._host.forget()
         self._collector.take()
         self._entropies = []
         self._calls = [0] * len(self.layers)
@@ -217,17 +218,25 @@ class Flow:
             table[owner, COLUMN["attention_entropy"]] = mean.mean()
             table[owner, COLUMN["attention_entropy_lowest"]] = lowest.min()
 
-    def _count_dead(
-        self, table: NDArray[np.float64], parts: Sequence[_Part], known: Mapping[int, NDArray[np.bool_]]
-    ) -> None:
-        live = dict(known)
-        for part in parts:
-            if part.live is not None:
-                for owner, units in zip(part.item.owners, part.live, strict=True):
-                    others = live.get(owner)
-                    live[owner] = units if others is None or others.shape != units.shape else others | units
-        for owner, share in self._units.update(live).items():
-            table[owner, COLUMN["activation_dead_unit_fraction"]] = share
+    def _count_dead(self, table: NDArray[np.float64], parts: Sequence[_Part], live: Live) -> None:
+        staged = [part for part in parts if part.live is not None]
+        if staged:
+            live = _joined(live, staged)
+        if len(live.layers):
+            table[live.layers, COLUMN["activation_dead_unit_fraction"]] = self._units.shares(live)
+
+
+def _joined(live: Live, parts: Sequence[_Part]) -> Live:
+    """Return what is live together with what was staged; of several calls, what any of them shows."""
+    units = np.split(live.active, np.cumsum(live.sizes)[:-1]) if len(live.sizes) else []
+    by_layer = dict(zip(live.layers.tolist(), units, strict=True))
+    for part in parts:
+        for owner, active in zip(part.item.owners.tolist(), part.live, strict=True):
+            others = by_layer.get(owner)
+            alike = others is not None and others.shape == active.shape
+            by_layer[owner] = others | active if alike else active
+    sizes = np.array([len(active) for active in by_layer.values()])
+    return Live(np.array(list(by_layer)), sizes, np.concatenate(list(by_layer.values())))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscope.observe.reading import Measured, Reading
@@ -22,7 +21,7 @@ from gradscope.summarise.host import (
     is_plain,
     readable,
 )
-from gradscope.summarise.ledger import Ledger
+from gradscope.summarise.ledger import Ledger, Live
 
 
 class HostCollector:
@@ -59,8 +58,13 @@ class HostCollector:
         cosine = float(mean_cosine(real[None], self._readings[owner].rows))
         return self._outputs.add_turned(owner, _plain(output, order), order, cosine)
 
-    def take(self) -> tuple[list[Measured], dict[int, NDArray[np.bool_]]]:
-        """Return everything gathered since the last call, and by layer which units were live."""
+    def forget(self) -> None:
+        """Forget what was gathered."""
+        if len(self._outputs) or len(self._signals):
+            self.take()
+
+    def take(self) -> tuple[list[Measured], Live]:
+        """Return everything gathered since the last call, and which units were live."""
         measured = []
         if len(self._outputs):
             owners, entries, results = self._outputs.take()

@@ -79,7 +79,7 @@ class ParameterStep:
 def norms_of_step(table: NDArray[np.float64]) -> dict[str, float]:
     """Return the norms over all parameters before and after clipping, and their ratio."""
     norms: dict[str, float] = {}
-    if np.nansum(table[:, COLUMN["gradient_nonfinite"]]) > 0:
+    if (table[:, COLUMN["gradient_nonfinite"]] > 0).any():
         return norms
     for name, column in (("grad_norm", "gradient_norm"), ("clipped_grad_norm", "clipped_gradient_norm")):
         values = table[:, COLUMN[column]]

@@ -133,9 +133,10 @@ class ParameterProbe:
     def _note(self, plan: _Plan, gradients: list[Tensor | None], scale: float | Tensor) -> None:
         if isinstance(scale, Tensor) or scale != 1.0:
             self._step.scales.update(dict.fromkeys(plan.rows.tolist(), scale))
-        trained = [parameter.requires_grad for parameter in plan.parameters]
-        missing = [gradient is None for gradient in gradients]
-        self._step.missing[plan.rows] = np.where(trained, missing, np.nan)
+        self._step.missing[plan.rows] = [
+            float(gradient is None) if parameter.requires_grad else np.nan
+            for parameter, gradient in zip(plan.parameters, gradients, strict=True)
+        ]
 
     def _plan_of(self, parameters: list[Tensor]) -> _Plan:
         """Return how to read parameters: as the last time, unless their sizes have changed."""
@@ -191,10 +192,9 @@ class ParameterProbe:
                 self._read_state(opened, optimizer)
 
     def take(self) -> ParameterStep:
-        """Return everything that was read in this step, and forget it."""
-        step = self._step
-        self.forget()
-        return step
+        """Return everything that was read in this step; `forget` comes before the next one."""
+        self._open = {}
+        return self._step
 
     def _read_updates(self, opened: _Opened) -> None:
         values = opened.plan.values()

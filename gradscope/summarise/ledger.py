@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,6 +19,14 @@ _READING = np.dtype(
 )
 _UNREADABLE, _READ, _FULL, _UNPLACED = range(4)
 _BETWEEN = {None: 0, "samples": 1, "tokens": 2}
+
+
+class Live(NamedTuple):
+    """Which units of some layers were active: layers and their numbers of units, all units side by side."""
+
+    layers: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    active: NDArray[np.bool_]
 
 
 class Ledger:
@@ -100,14 +110,17 @@ class Ledger:
         self._header[2] = 0
         return rows[_OWNER].astype(np.intp), rows[_ENTRIES], rows[: _COSINE + 1]
 
-    def take_marks(self) -> dict[int, NDArray[np.bool_]]:
-        """Return by owner which units were above zero since the last call, and forget them."""
+    def take_marks(self) -> Live:
+        """Return which units were above zero since the last call, and forget them."""
         readings = self._readings
         owners = np.flatnonzero(readings["marked"])
-        starts, units = readings["start"][owners], readings["units"][owners]
+        owners = owners[np.argsort(readings["start"][owners])]
+        starts, sizes = readings["start"][owners], readings["units"][owners]
         marks = self._marks[: self._placed].view(np.bool_).copy()
         self._marks[: self._placed], readings["marked"] = 0, 0
-        if self._placed > readings["units"].sum():  # some have changed their width: all are placed anew
-            readings["units"], self._placed = 0, 0
-        places = zip(owners.tolist(), starts.tolist(), (starts + units).tolist(), strict=True)
-        return {owner: marks[start:end] for owner, start, end in places}
+        if sizes.sum() < self._placed:  # not all that have a place were marked
+            spans = zip(starts.tolist(), sizes.tolist(), strict=True)
+            marks = np.concatenate([marks[:0], *(marks[start : start + size] for start, size in spans)])
+            if readings["units"].sum() < self._placed:  # some have changed their width: all are placed anew
+                readings["units"], self._placed = 0, 0
+        return Live(owners, sizes, marks)

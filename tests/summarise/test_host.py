@@ -127,9 +127,9 @@ def test_live_units_are_those_above_zero_anywhere(
     ledger.add(5, tensor)
     ledger.add(5, torch.zeros_like(tensor))
     others = [other for other in range(len(shape)) if other != axis]
-    assert ledger.take_marks()[5].tolist() == (tensor.amax(others) > 0).tolist()
+    assert ledger.take_marks().active.tolist() == (tensor.amax(others) > 0).tolist()
     ledger.add(5, torch.zeros_like(tensor))
-    assert not ledger.take_marks()[5].any()
+    assert not ledger.take_marks().active.any()
 
 
 def rectified(owners: int) -> Ledger:
@@ -145,7 +145,9 @@ def test_units_of_many_layers_and_of_layers_that_change_their_width() -> None:
     for width in (3, 5000, 7):
         for owner in range(5):
             ledger.add(owner, torch.eye(width)[: owner + 1])
-        assert [units.sum() for units in ledger.take_marks().values()] == [
+        live = ledger.take_marks()
+        assert live.layers.tolist() == list(range(5))
+        assert [units.sum() for units in np.split(live.active, np.cumsum(live.sizes)[:-1])] == [
             min(owner + 1, width) for owner in range(5)
         ]
 
@@ -225,5 +227,5 @@ def test_layers_that_change_their_width_in_every_step_take_no_more_room_for_it()
     ledger = rectified(1)
     for width in range(1, 200):
         ledger.add(0, torch.ones(2, width))
-        assert len(ledger.take_marks()[0]) == width
+        assert len(ledger.take_marks().active) == width
     assert ledger._placed <= 2 * 200

@@ -1,7 +1,8 @@
 """Measure peak memory of watched training against bare training: `python benchmarks/memory.py`.
 
 Each training is a process of its own; what is compared is the peak resident size of the whole process, Python
-and torch included, and the median over several of each, interleaved.
+and torch included, and the median over several of each, interleaved. The watched one is also judged while it
+runs, and seals a segment of its run: both first happen after 32 recorded steps here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-STEPS, REPEATS = 12, 5
+STEPS, SEGMENT, REPEATS = 40, 32, 5
 
 
 def peak(workload: str, watched: bool, steps: int = STEPS) -> float:
@@ -43,7 +44,9 @@ def train(name: str, steps: int, watched: bool) -> None:
     model, (x, y) = workload.build(), workload.batch()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     with tempfile.TemporaryDirectory() as folder:
-        scope = gradscope.loop.watch(model, optimizer, Path(folder) / "run", verbose=False, every_n_steps=1)
+        scope = gradscope.loop.watch(
+            model, optimizer, Path(folder) / "run", every_n_steps=1, segment_steps=SEGMENT
+        )
         with scope if watched else nullcontext():
             for _ in range(steps):
                 optimizer.zero_grad()

@@ -108,10 +108,9 @@ def _tidy(
     values = np.stack(matrices).reshape(len(steps) * len(names), len(columns))
     kept = ~np.isnan(values).all(axis=1)
     codes = np.tile(np.arange(len(names)), len(steps))[kept]
-    about = pd.DataFrame(
-        {
-            "step": np.repeat(steps, len(names))[kept],
-            key: pd.Categorical.from_codes(codes, pd.Index(names, dtype=object)),
-        }
-    )
-    return about.join(pd.DataFrame(values[kept], columns=[column.name for column in columns]))
+    about = {
+        "step": np.repeat(steps, len(names))[kept],
+        key: pd.Categorical.from_codes(codes, pd.Index(names, dtype=object)),
+    }
+    statistics = {column.name: values[kept, place] for place, column in enumerate(columns)}
+    return pd.DataFrame({**about, **statistics}, copy=False)

@@ -40,14 +40,14 @@ def attention_weights(module: nn.Module, output: Any) -> Tensor | None:
     They are of shape (heads, rows, positions), at least 0; rows need not sum to 1. None where they don't
     show: without gradients, within activation checkpointing and in compiled models.
     """
-    if type(module) is nn.Softmax:
-        return _of_softmax(output, module.dim) if isinstance(output, Tensor) else None
-    first = output[0] if isinstance(output, tuple) and output else output
     heads = module.num_heads if isinstance(module, nn.MultiheadAttention) else 1
-    node = _attention_before(getattr(first, "grad_fn", None))
     try:
+        if type(module) is nn.Softmax:
+            return _of_softmax(output, module.dim) if isinstance(output, Tensor) else None
+        first = output[0] if isinstance(output, tuple) and output else output
+        node = _attention_before(getattr(first, "grad_fn", None))
         weights = None if node is None else _of_node(node, heads)
-    except (AttributeError, RuntimeError):  # another version's node, or a tensor that was overwritten
+    except (AttributeError, RuntimeError):  # another version's node; a tensor that isn't plain any more
         weights = None
     if weights is None and isinstance(module, nn.MultiheadAttention):
         return _returned(output, heads)

@@ -12,9 +12,10 @@ import json
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -130,13 +131,32 @@ def _matrix(values: np.ndarray, shape: tuple[int, int], name: str) -> memoryview
 
 def read_journal(path: Path) -> Content | None:
     """Read a journal's intact records; None if it ends before its header does, JournalError if damaged."""
-    data = path.read_bytes()
-    header, start = _read_header(data)
-    if header is None:
-        return None
-    kind = header.record_type()
-    records = np.frombuffer(data, kind, (len(data) - start) // kind.itemsize, start)
-    offsets = range(start, start + len(records) * kind.itemsize, kind.itemsize)
+    return next(read_pieces(path), None)
+
+
+def read_pieces(path: Path, most: int = -1) -> Iterator[Content]:
+    """Read a journal piece by piece, each of at most so many bytes but at least one record.
+
+    most: -1 is all at once. Yields nothing if the file ends before its header does; JournalError if that is
+    damaged.
+    """
+    with path.open("rb") as file:
+        header = _read_header(file)
+        if header is None:
+            return
+        kind = header.record_type()
+        size = max(1, most // kind.itemsize) * kind.itemsize if most >= 0 else -1
+        data = file.read(size)
+        while True:
+            yield _intact(header, kind, data)
+            data = file.read(size)
+            if len(data) < kind.itemsize:
+                return
+
+
+def _intact(header: Header, kind: np.dtype[np.void], data: bytes) -> Content:
+    records = np.frombuffer(data, kind, len(data) // kind.itemsize)
+    offsets = range(0, len(records) * kind.itemsize, kind.itemsize)
     intact = np.array([_is_intact(data, offset, kind.itemsize) for offset in offsets], dtype=bool)
     good = records if intact.all() else records[intact]
     return Content(header, good["step"], good["layers"], good["parameters"], int((~intact).sum()))
@@ -147,16 +167,17 @@ def _is_intact(data: bytes, offset: int, size: int) -> bool:
     return bool(zlib.crc32(memoryview(data)[offset + _CHECKSUM.size : offset + size]) == checksum)
 
 
-def _read_header(data: bytes) -> tuple[Header | None, int]:
-    if not data.startswith(MAGIC[: len(data)]):
+def _read_header(file: BinaryIO) -> Header | None:
+    """Read what a journal begins with; None if it ends before."""
+    prefix = file.read(_PREFIX.size)
+    if not prefix.startswith(MAGIC[: len(prefix)]):
         raise JournalError("it is not a journal")
-    if len(data) < _PREFIX.size:
-        return None, 0
-    _, length, checksum = _PREFIX.unpack_from(data)
-    start = _PREFIX.size + length
-    if len(data) < start:
-        return None, 0
-    text = data[_PREFIX.size : start]
+    if len(prefix) < _PREFIX.size:
+        return None
+    _, length, checksum = _PREFIX.unpack(prefix)
+    text = file.read(length)
+    if len(text) < length:
+        return None
     if zlib.crc32(text) != checksum:
         raise JournalError("its header is damaged")
     try:
@@ -164,6 +185,6 @@ def _read_header(data: bytes) -> tuple[Header | None, int]:
         names: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
-        return Header(**names), start
+        return Header(**names)
     except (ValueError, TypeError, AttributeError):
         raise JournalError("its header is not of this format version") from None

@@ -4,25 +4,77 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradscope.store.journal import Content, Header, read_journal
+from gradscope.store.journal import Content, Header, read_pieces
 from gradscope.store.schema import LAYERS, PARAMETERS, STEPS, TABLES, SegmentName, Table, arrow_schema
+
+# Significant bits that a statistic keeps, and those of one whose distance from 1 matters.
+SIGNIFICANT, NEAR_ONE = 21, {"activation_cosine": 30}
+# So much of a journal is turned into a row group at a time: sealing costs a few times this memory.
+AT_ONCE = 1 << 20
 
 
 def seal(run: Path, journal: Path) -> None:
     """Turn a journal into segments, then delete it; a crash on the way leaves the journal in force."""
-    content = read_journal(journal)
-    if content is not None and len(content.steps):
-        tables = arrow_tables(content)
-        name = SegmentName(content.header.rank, content.header.attempt, content.header.number)
-        for table in TABLES:
-            _write_segment(run / table.name, name, table, tables[table.name])
+    hidden = {table: run / table.name / f".{journal.name}.{os.getpid()}" for table in TABLES}
+    try:
+        header = _write_segments(hidden, journal)
+        if header is not None:
+            name = SegmentName(header.rank, header.attempt, header.number)
+            for table in TABLES:
+                _place(hidden[table], run / table.name / name.parquet(_checksum(hidden[table])))
+    finally:
+        for path in hidden.values():
+            path.unlink(missing_ok=True)
     journal.unlink()
+
+
+def _write_segments(paths: Mapping[Table, Path], journal: Path) -> Header | None:
+    """Write a journal's records into one file for each table; return its header, None if there are none."""
+    header = None
+    with ExitStack() as stack:
+        writers: dict[Table, pq.ParquetWriter] = {}
+        for content in read_pieces(journal, AT_ONCE):
+            tables = arrow_tables(content) if len(content.steps) else {}
+            header = content.header if tables else header
+            for table in TABLES if tables else ():
+                if table not in writers:
+                    writers[table] = stack.enter_context(_writer(paths[table], table, tables[table.name]))
+                writers[table].write_table(tables[table.name])
+    return header
+
+
+def _writer(path: Path, table: Table, content: pa.Table) -> pq.ParquetWriter:
+    return pq.ParquetWriter(
+        path,
+        content.schema,
+        compression="zstd",
+        use_dictionary=[table.key] if table.key else False,
+        column_encoding={
+            field.name: "BYTE_STREAM_SPLIT" for field in content.schema if field.type == pa.float64()
+        },
+        write_statistics=["step"],
+    )
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while data := file.read(1 << 16):
+            checksum = zlib.crc32(data, checksum)
+    return checksum
+
+
+def _place(hidden: Path, path: Path) -> None:
+    """Move a segment to its place from beside it, where readers of the folder skipped it."""
+    os.replace(hidden, path)
 
 
 def arrow_tables(content: Content) -> dict[str, pa.Table]:
@@ -49,10 +101,11 @@ def read_segment(path: Path, checksum: int) -> pa.Table:
     return pq.ParquetFile(pa.BufferReader(data)).read()
 
 
-def rounded(values: np.ndarray) -> np.ndarray:
-    """Round to 24 significant bits, as float32 has, in float64's range: an error of 6e-8, half the size."""
-    bits = np.ascontiguousarray(values, dtype=np.float64).view(np.int64)
-    result = ((bits + (1 << 28)) & ~((1 << 29) - 1)).view(np.float64)
+def rounded(values: np.ndarray, bits: int = SIGNIFICANT) -> np.ndarray:
+    """Round to so many significant bits in float64's range: with 21, an error of 5e-7."""
+    left = 53 - bits
+    whole = np.ascontiguousarray(values, dtype=np.float64).view(np.int64)
+    result = ((whole + (1 << (left - 1))) & ~((1 << left) - 1)).view(np.float64)
     return np.where(np.isfinite(result), result, values)
 
 
@@ -80,7 +133,8 @@ def _statistics_table(
     exact = {column.name for column in table.columns if column.merge == "sum"}
     by_column = np.ascontiguousarray(rows[measured].T)
     arrays = [
-        array if column in exact else rounded(array) for column, array in zip(columns, by_column, strict=True)
+        array if column in exact else rounded(array, NEAR_ONE.get(column, SIGNIFICANT))
+        for column, array in zip(columns, by_column, strict=True)
     ]
     repeated = np.repeat(steps, len(names))[measured]
     return pa.Table.from_arrays(
@@ -90,22 +144,6 @@ def _statistics_table(
 
 def _constants(header: Header, rows: int) -> list[np.ndarray]:
     return [np.full(rows, value, dtype=np.int32) for value in (header.rank, header.attempt)]
-
-
-def _write_segment(folder: Path, name: SegmentName, table: Table, content: pa.Table) -> None:
-    """Write a segment beside its place, under a name that readers of the folder skip, and move it there."""
-    floats = [field.name for field in content.schema if field.type == pa.float64()]
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        content,
-        sink,
-        compression="zstd",
-        use_dictionary=[table.key] if table.key else False,
-        column_encoding=dict.fromkeys(floats, "BYTE_STREAM_SPLIT"),
-        write_statistics=["step"],
-    )
-    data = sink.getvalue()
-    write_atomically(folder / name.parquet(zlib.crc32(data)), data)
 
 
 def write_atomically(path: Path, data: bytes | pa.Buffer) -> None:

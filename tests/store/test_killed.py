@@ -64,14 +64,14 @@ def test_a_crash_between_sealing_and_deleting_the_journal_duplicates_nothing(
 ) -> None:
     from gradscope.store import segments
 
-    real = segments._write_segment
+    real = segments._place
 
-    def crash(folder: Path, *rest: object) -> None:
-        real(folder, *rest)
-        if folder.name == fails_after:
+    def crash(hidden: Path, path: Path) -> None:
+        real(hidden, path)
+        if path.parent.name == fails_after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(segments, "_write_segment", crash)
+    monkeypatch.setattr(segments, "_place", crash)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "run", range(4), segment_steps=4)
     monkeypatch.undo()

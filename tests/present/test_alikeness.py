@@ -78,6 +78,7 @@ def test_the_map_of_distances_shows_decades_and_exact_likeness() -> None:
     assert [row[0] for row in grid.values] == [-1.0, -3.0, -5.0, None]
     assert [row[0] for row in grid.marks] == [0, 0, 0, ZERO]
     assert "Exactly 0 at every step in 1 of 4." in grid.summary
+    assert (grid.low, grid.high) == (-5, 0.3)
 
 
 def test_rows_that_differ_need_no_map() -> None:

@@ -239,9 +239,6 @@ def test_treat_says_what_it_needs(gradscope: Command, capsys: pytest.CaptureFixt
         (("math:no_such",), "has no function"),
         (("math:cos",), "math:cos failed"),
         (("--demo", "no-such"), "there is no demo"),
-        (("--demo", "relu-he", "--steps", "5"), "x>=10"),
-        (("--demo", "relu-he", "--seeds", "0"), "x>=1"),
-        (("--demo", "relu-he", "--time-limit", "-1"), "x>=0"),
     ):
         assert gradscope("treat", *arguments) == 2
         error = capsys.readouterr().err

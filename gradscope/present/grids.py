@@ -125,7 +125,7 @@ _SOURCES = (
     _Source(
         "entropy",
         "Attention entropy",
-        meaning_of("attention_entropy"),
+        meaning_of("attention_entropy").split(";")[0],
         "fraction",
         "attention_entropy",
         worst="low",

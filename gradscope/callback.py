@@ -20,11 +20,14 @@ from gradscope.online import Conduct, OnCritical, Supervision
 from gradscope.places import RUNS, checked_place, new_run
 from gradscope.records import Status
 from gradscope.settings import Settings
-from gradscope.store import RunWriter
+from gradscope.store import address_of, is_taken, place_of, writer_of
 
 
 class Observation:
     """The hooks of a Lightning callback, written once for both packages; mixed in before their Callback.
+
+    Gradients are read before Lightning clips them; under manual optimisation as each optimizer is about to
+    use them, so after what a training step clips itself.
 
     run_dir: where the run is written; by default a new folder beside the trainer's checkpoints.
     every_n_steps: record every n-th optimizer step, or "auto": dense at first, then sparser.
@@ -77,8 +80,8 @@ class Observation:
         """Begin the run: the model, its optimizers and the place for the run are known by now."""
         optimizers = [getattr(item, "optimizer", item) for item in trainer.optimizers]
         place = str(self._place(trainer)) if trainer.is_global_zero else ""
-        self.run_path = Path(trainer.strategy.broadcast(place))
-        writer = RunWriter(self.run_path, rank=trainer.global_rank, settings=self._settings)
+        self.run_path = place_of(trainer.strategy.broadcast(place))
+        writer = writer_of(self.run_path, trainer.global_rank, self._settings)
         self._supervision = Supervision(
             writer, self.run_path, self._settings, self._conduct, trainer.is_global_zero
         )
@@ -152,7 +155,10 @@ class Observation:
         recorder.before_update(optimizer, self._scale if scaled and self._scale is not None else 1.0)
 
     def _after_update(self, optimizer: Optimizer, arguments: Any, options: Any) -> None:
+        """Read updates and clipped gradients now: another optimizer's backward pass may add to them."""
         self._updated = True
+        if self._recorder is not None:
+            self._recorder.after_update(optimizer)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -220,9 +226,15 @@ class Observation:
     def _place(self, trainer: Any) -> Path:
         """Return the run's directory: that of the training which is resumed, else a new one."""
         restored = self._restored.get("run_path")
-        if restored and (Path(restored) / "run.json").exists():
-            return Path(restored)
+        if restored and _is_there(place_of(restored)):
+            return place_of(restored)
         return new_run(self._run_dir, beside_checkpoints(trainer))
+
+
+def _is_there(run: Path) -> bool:
+    """Return whether there is a run that can be gone on with."""
+    address = address_of(run)
+    return (run / "run.json").exists() if address is None else is_taken(address)
 
 
 def beside_checkpoints(trainer: Any) -> Path:

@@ -265,10 +265,22 @@ def compare(runs: tuple[Path, ...], output: Path | None) -> int:
 
 @gradscope.command()
 @click.argument("target", metavar="[MODULE:FUNCTION]", required=False)
-@click.option("--demo", "program", help="Treat a program of the catalogue instead.")
-@click.option("--steps", default=200, show_default=True, help="Optimizer steps of each training.")
-@click.option("--seeds", default=3, show_default=True, help="Seeds; intervals need at least 2.")
-@click.option("--time-limit", type=float, default=80.0, show_default=True, help="Seconds; 0 for none.")
+@click.option("--demo", "program", help="Treat a program of `gradscope demo --list` instead.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=10),
+    default=200,
+    show_default=True,
+    help="Optimizer steps of each training.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Trainings of each; intervals need at least 2.",
+)
+@click.option("--time-limit", type=float, default=80.0, show_default=True, help="Seconds; inf for none.")
 @click.option(
     "-o",
     "--output",
@@ -295,7 +307,7 @@ def treat(
 
     name, build, data = patient_of_demo(program) if program else patient_of_module(str(target))
     with one_thread() if program else nullcontext():
-        treat_shown(build, data, output / name, steps, seeds, time_limit or float("inf"), _console())
+        treat_shown(build, data, output / name, steps, seeds, time_limit, _console())
     return CLEAN
 
 
@@ -383,7 +395,14 @@ def _page_path(run: Run, output: Path | None) -> Path:
 
 
 def _beside(run: Path, ending: str) -> Path:
-    """Return a path beside the run, also if the run was given as "." or with a trailing dot."""
+    """Return a path beside the run, also if the run was given as "." or with a trailing dot.
+
+    Of a run at an address it is in the current directory.
+    """
+    from gradscope.store import address_of
+
+    if address_of(run) is not None:
+        return Path(f"{run.name}{ending}")
     place = run if run.name not in ("", "..") else run.resolve()
     return place.with_name(f"{place.name}{ending}")
 

@@ -84,7 +84,8 @@ LAYER_COLUMNS: tuple[Column, ...] = (
         "cosine",
         "1",
         "mean cosine between rows of the output, from 16 of them: between the first sample's tokens where "
-        "the last of three or more axes counts units, else between samples (of long rows, 1,024 entries)",
+        "the last of three or more axes counts units, else between samples (of long rows, 1,024 entries); of "
+        "several calls or ranks the mean of each one's own",
         "mean",
     ),
     _activation(
@@ -93,10 +94,18 @@ LAYER_COLUMNS: tuple[Column, ...] = (
     Column(
         "attention_entropy",
         "fraction",
-        "mean entropy of 64 rows of attention weights over log(positions), where weights show: those that "
-        "MultiheadAttention returns (a mean over its heads) and a softmax module's; masked positions count",
+        "mean entropy of rows of attention weights, 16 of each head in the first sample, over log of the "
+        "positions that have any weight; at the module that is attention or a softmax, else at the layer "
+        "that attention by functions feeds; absent without gradients, within activation checkpointing and in "
+        "compiled models; of several calls or ranks the mean",
         "mean",
         "activation_count",
+    ),
+    Column(
+        "attention_entropy_lowest",
+        "fraction",
+        "that of the head with the lowest; of MultiheadAttention without gradients the mean weights' own",
+        "min",
     ),
     Column("signal_count", "entries", "entries that the signal statistics cover", "sum"),
     _signal(

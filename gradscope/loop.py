@@ -24,7 +24,7 @@ from gradscope.observe.parameters import updated_by
 from gradscope.online import Conduct, OnCritical, Supervision
 from gradscope.places import RUNS, agreed, checked_place, is_distributed, new_run
 from gradscope.settings import Settings
-from gradscope.store import RunWriter
+from gradscope.store import writer_of
 
 
 def watch(
@@ -110,7 +110,7 @@ class Watch:
             raise GradscopeError("this watch has begun already; call gradscope.watch for another")
         self.stopped_by, self._updates, self._steps = "", 0, 0
         self.run_path, self._rank = agreed(lambda: new_run(self._run_dir, Path(RUNS)))
-        writer = RunWriter(self.run_path, self._rank, self._settings)
+        writer = writer_of(self.run_path, self._rank, self._settings)
         self._supervision = Supervision(
             writer, self.run_path, self._settings, self._conduct, is_first_rank=self._rank == 0
         )

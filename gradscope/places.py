@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from torch import distributed
 
 from gradscope.errors import SettingsError
+from gradscope.store import address_of, is_taken, place_of
 
 # Not "gradscope": a folder of that name in the current directory would be taken for the package.
 RUNS = "gradscope_runs"
@@ -26,7 +28,8 @@ def checked_place(run_dir: Any) -> Path | None:
         return None
     if not isinstance(run_dir, (str, os.PathLike)) or not str(run_dir).strip():
         raise SettingsError(f"run_dir is {run_dir!r}; give a directory, or None for a new one")
-    return Path(run_dir).expanduser()
+    path = Path(run_dir)
+    return path.expanduser() if address_of(path) is None else place_of(path)
 
 
 def new_run(asked: Path | None, folder: Path) -> Path:
@@ -37,6 +40,8 @@ def new_run(asked: Path | None, folder: Path) -> Path:
     taken at once, so that no other process takes it, too; one that can't be written is returned as it is.
     """
     path = asked or folder / datetime.now().strftime("run-%Y%m%d-%H%M%S")
+    if address_of(path) is not None:
+        return _new_address(place_of(path))
     path = path.absolute()  # the program may go to another directory while it trains
     if path.is_dir() and any(path.iterdir()) and not (path / "run.json").exists() and asked:
         path = path / "run"
@@ -44,6 +49,16 @@ def new_run(asked: Path | None, folder: Path) -> Path:
     while not _taken(candidate):
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def _new_address(path: Path) -> Path:
+    """Return an address where nothing is yet; where that can't be seen, the address as it is."""
+    candidate, number = path, 1
+    with suppress(Exception):  # whatever a file system raises: the writer will say what is wrong with it
+        while is_taken(str(candidate)):
+            number += 1
+            candidate = path.with_name(f"{path.name}-{number}")
     return candidate
 
 
@@ -82,7 +97,8 @@ def agreed(choose: Callable[[], Path]) -> tuple[Path, int]:
     rank, key = distributed.get_rank(), f"gradscope/run/{_agreed}"
     store = distributed.distributed_c10d._get_default_store()
     if rank == 0:
-        path = choose().resolve()
+        path = choose()
+        path = path.resolve() if address_of(path) is None else path
         store.set(key, str(path))
         return path, 0
     try:
@@ -93,4 +109,4 @@ def agreed(choose: Callable[[], Path]) -> tuple[Path, int]:
             stacklevel=3,
         )
         return choose(), 0
-    return Path(store.get(key).decode()), rank
+    return place_of(store.get(key).decode()), rank

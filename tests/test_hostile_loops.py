@@ -14,6 +14,7 @@ from torch import nn
 
 import gradscope
 from gradscope.errors import GradscopeError, SettingsError
+from gradscope.present import html
 from gradscope.records import Run
 
 INPUTS = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
@@ -52,6 +53,27 @@ def test_a_layer_that_is_added_in_training_is_said_not_to_be_recorded(tmp_path: 
     run = gradscope.read_run(tmp_path / "run")
     assert len(run.steps) == 10
     assert messages(run) == ["the model changed: 2 parameters are new, and not recorded; watch it anew"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_that_no_file_can_hold_are_spelled_out(tmp_path: Path) -> None:
+    """Lone surrogates in names of modules and parameters, which what judges in training meets as well."""
+    model = nn.Sequential()
+    setattr(model, "\ud800", nn.Linear(3, 4))
+    model.add_module("head", nn.Linear(4, 1))
+    model.head.register_parameter("\udfff", nn.Parameter(torch.ones(1)))
+    optimizer = sgd(model)
+    with gradscope.watch(model, optimizer, tmp_path / "run", verbose=False) as scope:
+        train(model, optimizer, scope, 12)
+    run = gradscope.read_run(tmp_path / "run")
+    assert run.problems == ()
+    assert [layer.name for layer in run.layers] == [r"\ud800", "head"]
+    assert run.layer_table("calls")[r"\ud800"].tolist() == [1.0] * 12
+    assert run.parameter_table("update_norm")[r"\ud800.weight"].gt(0).all()
+    assert run.parameter_table("gradient_missing")[r"head.\udfff"].eq(1).all()
+    document = html.render(gradscope.examine(run))
+    assert r"head.\udfff" in document
+    document.encode()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")

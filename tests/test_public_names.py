@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import entry_points
 
 import pytest
 
@@ -29,3 +30,10 @@ def test_a_function_stays_a_function_whatever_was_imported_first(first: str) -> 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = gradscope.nothing
+
+
+def test_installing_it_changes_nobody_s_training() -> None:
+    """Lightning calls every registered callback factory; none is, so nobody is watched unasked."""
+    for package in ("lightning.pytorch", "pytorch_lightning"):
+        found = entry_points(group=f"{package}.callbacks_factory")
+        assert [item for item in found if item.value.startswith("gradscope")] == []

@@ -2,8 +2,9 @@
 
     python benchmarks/remedies/run.py [--quick] [--only PATTERN] [--split held-out] [--seeds 3] [--jobs 2]
 
-Recorded runs are the verdict benchmark's own, recorded here where they are missing; trials are kept beside
-them and made again only where a program or an action has changed: after a change to surgery, give --fresh.
+Recorded runs are the verdict benchmark's own, recorded here where they are missing. Each trial is kept beside
+them as soon as it is made, so that an interrupted benchmark goes on where it was, and made again only where
+the program, the action, surgery or the trials' own source has changed.
 A full run writes the tables of README.md.
 """
 
@@ -39,14 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as the command line asks."""
     options = _parse(arguments)
     started = time.perf_counter()
-    names = [name for name in _chosen(options) if fnmatch(name, options.only or "*")]
+    names = [
+        name
+        for name in _chosen(options)
+        if any(fnmatch(known, options.only or "*") for known in (name, programs.FAMILY[name]))
+    ]
     if options.fresh:
         for old in recording.RUNS.glob("*/trials"):
             shutil.rmtree(old)
     tasks = [(name, seed, options.all) for seed in range(options.seeds) for name in names]
     treated = [run for run in _map(tasks, options.jobs) if run is not None]
-    for split in ("held-out", "tuning"):
-        print(scoring.section(split, [run for run in treated if run.family in programs.SPLITS[split]]))
+    print(_sections(treated))
     print(f"{len(treated)} ailing runs in {(time.perf_counter() - started) / 60:.1f} min")
     if options.split == "all" and not options.only and not options.quick:
         _write(treated)
@@ -70,7 +74,7 @@ def treat(task: tuple[str, int, bool]) -> Treated | None:
         strategy: follow(name, seed, ask(run, recorded), to_the_end and strategy == GRADSCOPE)
         for strategy, ask in STRATEGIES.items()
     }
-    return Treated(program, programs.FAMILY[name], seed, courses)
+    return Treated(name, programs.FAMILY[name], seed, courses)
 
 
 def _chosen(options: argparse.Namespace) -> list[str]:
@@ -106,18 +110,22 @@ def _write(treated: Sequence[Treated]) -> None:
     readme = HERE / "README.md"
     before, _, rest = readme.read_text().partition("<!-- results -->")
     after = rest.partition("<!-- end of results -->")[2]
-    sections = [
+    readme.write_text(f"{before}<!-- results -->\n\n{_sections(treated)}\n<!-- end of results -->{after}")
+
+
+def _sections(treated: Sequence[Treated]) -> str:
+    return "\n".join(
         scoring.section(split, [run for run in treated if run.family in programs.SPLITS[split]])
         for split in ("held-out", "tuning")
-    ]
-    results = "\n".join(sections)
-    readme.write_text(f"{before}<!-- results -->\n\n{results}\n<!-- end of results -->{after}")
+    )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="four programs of the tuning families")
-    parser.add_argument("--only", default="", metavar="PATTERN", help="programs whose names match")
+    parser.add_argument(
+        "--only", default="", metavar="PATTERN", help="programs or families whose names match"
+    )
     parser.add_argument("--split", choices=list(programs.SPLITS), default="all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")

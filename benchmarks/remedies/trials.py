@@ -11,6 +11,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from benchmarks.verdicts.training import score, shuffled
 from gradscope.errors import SurgeryRefused
 from gradscope.prescribe import surgery
 from gradscope.prescribe.training import Clipping, TrainingChange, training_change
+from gradscope.treat import training
 from gradscope.treat.patient import optimizer_like
 from gradscope.treat.training import changed_optimizer
 
@@ -42,7 +45,7 @@ def attempt(name: str, seed: int, action: Action) -> Trial:
     recorded, twin = recording.find(name, seed), recording.find(programs.PROGRAMS[name].twin or "", seed)
     assert recorded.outcome is not None
     assert twin.outcome is not None
-    note = recorded.path / "trials" / f"{_digest(action)}.json"
+    note = recorded.path / "trials" / f"{_source_of_trials()}-{_digest(action)}.json"
     if note.exists():
         return Trial(**json.loads(note.read_text()))
     try:
@@ -53,7 +56,9 @@ def attempt(name: str, seed: int, action: Action) -> Trial:
     except Exception as error:  # as a treatment says it, too: what can't be trained was no remedy
         trial = Trial(refused=f"training failed: {type(error).__name__}: {error}")
     note.parent.mkdir(exist_ok=True)
-    note.write_text(json.dumps(vars(trial)))
+    half = note.with_suffix(".half")  # so that an interruption leaves no half-written note
+    half.write_text(json.dumps(vars(trial)))
+    half.replace(note)
     return trial
 
 
@@ -65,6 +70,13 @@ def train(program: Program, seed: int, action: Action) -> float:
     if isinstance(setup, Adversaries):
         return _train_adversaries(setup, seed, action, change)
     return _train(setup, seed, action, change)
+
+
+@cache
+def _source_of_trials() -> str:
+    """Hash the source that decides what a trial does beside its program and its action."""
+    files = (*sorted(Path(surgery.__file__).parent.glob("*.py")), Path(training.__file__), Path(__file__))
+    return hashlib.sha256("".join(map(recording.code_of, files)).encode()).hexdigest()[:8]
 
 
 def _digest(action: Action) -> str:

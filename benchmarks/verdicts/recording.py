@@ -97,8 +97,12 @@ def _key(name: str) -> str:
 
 @cache
 def _shared_source() -> str:
-    shared = (ast.parse((HERE / f"{part}.py").read_text()) for part in SHARED)
-    return "".join(ast.dump(_without_docstrings(part)) for part in shared)
+    return "".join(code_of(HERE / f"{part}.py") for part in SHARED)
+
+
+def code_of(path: Path) -> str:
+    """Return what a file of Python does, whatever its comments and docstrings say."""
+    return ast.dump(_without_docstrings(ast.parse(path.read_text())))
 
 
 def _without_docstrings(tree: ast.AST) -> ast.AST:

@@ -113,6 +113,29 @@ def unshaped(run: Run, layer: LayerInfo) -> LayerInfo:
     return layer
 
 
+def own_code_before(run: Run, layer: LayerInfo) -> str:
+    """Return the module whose own code lies between a layer and the finite outputs that it takes, "" if none.
+
+    Its parts are watched, what its code does with their outputs is not.
+    """
+    if not layer.functions or all(name in RESHAPING for name in operations(layer.functions)):
+        return ""
+    around = [parent for source in producers(run, layer) for parent in _parents(source.name)]
+    around = [parent for parent in around if not layer.name.startswith(parent + ".")]
+    calls_own_code = [name for name in around if name not in _sequences(run)]
+    return max(calls_own_code, key=len, default="")
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _sequences(run: Run) -> set[str]:
+    """Return the modules whose parts are numbered: a list or a sequence, which computes nothing itself."""
+    return {layer.name.rpartition(".")[0] for layer in run.info.layers if layer.name.split(".")[-1].isdigit()}
+
+
 def joined_after(run: Run, layer: LayerInfo) -> bool:
     """Say whether a layer's output is added to another layer's, as at a residual branch's end."""
     return any(len(set(item.inputs)) > 1 for item in consumers(run, layer.name)) or any(

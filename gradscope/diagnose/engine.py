@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gradscope.diagnose.evidence import evidence
@@ -27,7 +27,13 @@ _BLOW_UP = ("non-finite", "loss-divergence")
 # where none shows.
 CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "missing-gradient": ("not-optimized", "learning-rate-too-low"),
-    "not-optimized": ("learning-rate-too-low", "vanishing-gradient", "vanishing-signal", "epsilon-floor"),
+    "not-optimized": (
+        "learning-rate-too-low",
+        "vanishing-gradient",
+        "vanishing-signal",
+        "epsilon-floor",
+        "rank-collapse",
+    ),
     "output-mismatch": (
         *_STANDSTILL,
         *_START,
@@ -75,7 +81,14 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
         *_STANDSTILL,
         "degenerate-normalization",
     ),
-    "exploding-gradient": ("exploding-signal", "learning-rate-too-high", *_UNITS, *_BLOW_UP, *_START),
+    "exploding-gradient": (
+        "exploding-signal",
+        "over-clipping",
+        "learning-rate-too-high",
+        *_UNITS,
+        *_BLOW_UP,
+        *_START,
+    ),
     "exploding-signal": (*_GRADIENT, *_UNITS, "learning-rate-too-high", *_BLOW_UP, *_START),
     "vanishing-gradient": ("vanishing-signal", *_UNITS, *_STANDSTILL, *_START),
     "vanishing-signal": ("dead-units", *_STANDSTILL, *_START),
@@ -93,9 +106,9 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
         *_START,
     ),
     "rank-collapse": ("learning-rate-too-low", "epsilon-floor"),
-    "epsilon-floor": ("learning-rate-too-low",),
-    "learning-rate-too-low": ("output-mismatch", "vanishing-gradient", "vanishing-signal"),
-    "loss-divergence": (),
+    "epsilon-floor": ("learning-rate-too-low", "rank-collapse"),
+    "learning-rate-too-low": ("output-mismatch", "vanishing-gradient", "vanishing-signal", "rank-collapse"),
+    "loss-divergence": (*_UNITS, *_SIGNAL, *_GRADIENT, "rank-collapse", "learning-rate-too-high"),
 }
 # These act through updates, so nothing that was there before them follows from them.
 BY_UPDATES: tuple[str, ...] = (
@@ -110,11 +123,12 @@ SAME_UPDATES = (
     ("over-clipping", "learning-rate-too-low"),
 )
 # Each silences what comes after it, so the one nearer to the input is the cause.
-BY_PLACE = ("degenerate-normalization", "dead-units")
+BY_PLACE = ("degenerate-normalization", "dead-units", "vanishing-signal")
 ERASED = 1.0  # update / weight of a step after which nothing is left of what weights were
 WHOLLY = 0.9  # share of saturated outputs at birth that leaves nothing to a later cause
 LITTLE = 0.1  # sum of update / weight over a run in which a network hardly moved
-FAR_TARGETS = 8  # output-mismatch's evidence: targets of another scale, which only a sound optimizer reaches
+FAR_TARGETS = (8, 11)  # output-mismatch's evidence: targets far from what the outputs are
+Condition = Callable[[Finding, Finding, Settings], bool]
 
 
 @dataclass(frozen=True)
@@ -182,43 +196,37 @@ def _root(rule: str, causes: dict[str, str]) -> str:
 
 
 def _can_cause(cause: Finding, finding: Finding, settings: Settings) -> bool:
-    """Say whether a cause is more than a note, unless what it is to explain is one, and was there in time."""
+    """Say whether a cause is more than a note, unless what it is to explain is one, fits, and was in time."""
     serious = cause.severity != "note" or finding.severity == "note"
-    if "output-mismatch" in (cause.rule, finding.rule):
-        far = FAR_TARGETS in (cause.evidence.get("mismatch"), finding.evidence.get("mismatch"))
-        if cause.rule == "output-mismatch":
-            return serious and not (far and _keeps_from_targets(finding))
-        return serious and far and _keeps_from_targets(cause)
-    if cause.rule == "poor-initialization" and finding.rule in _BLOW_UP:
-        return serious and cause.evidence.get("factor", 1.0) > 1  # weights too small blow nothing up
-    if cause.rule in _FADING and finding.rule == "learning-rate-too-low":
-        return serious and not _nothing_moves(finding)
-    if cause.rule in ("not-optimized", "learning-rate-too-low") and finding.rule in _FADING:
-        return serious and _nothing_moves(cause)
-    if cause.rule in _UNITS and finding.rule in _GRADIENT and _as_predicted(finding, settings):
-        return False
-    if cause.rule == "dead-units" and finding.rule in _GRADIENT and _predicted_alone(finding, settings):
-        return False
-    if cause.rule == "vanishing-gradient" and finding.rule == "saturated-activation":
-        return serious and cause.first_step < finding.first_step  # from the start, it is the other way round
+    held = [
+        holds(cause, finding, settings)
+        for causes, findings, holds in CONDITIONS
+        if _among(cause.rule, causes) and _among(finding.rule, findings)
+    ]
+    return serious and all(held) and (bool(held) or _in_time(cause, finding))
+
+
+def _among(rule: str, rules: tuple[str, ...]) -> bool:
+    return not rules or rule in rules
+
+
+def _in_time(cause: Finding, finding: Finding) -> bool:
+    """Say whether a cause was there when what it is to explain began."""
     if (cause.rule, finding.rule) in SAME_UPDATES:
-        return serious
-    if cause.rule == "learning-rate-too-high" and finding.rule == "saturated-activation":
-        erased = cause.evidence.get("peak_update_ratio", 0.0) > ERASED  # what weights were before is gone
-        partly = finding.evidence.get("first_fraction", 1.0) < WHOLLY
-        return serious and cause.first_step < finding.first_step + (erased and partly)
+        return True
     if cause.rule in BY_UPDATES:
-        return serious and cause.first_step < finding.first_step
+        return cause.first_step < finding.first_step
     # What a statistic shows at once, another may show a little later.
     slack = (cause.last_step - cause.first_step) // 10
-    return serious and cause.first_step <= finding.first_step + slack
+    return cause.first_step <= finding.first_step + slack
 
 
 def _in_order(cause: Finding, finding: Finding, depths: Mapping[str, int] | None) -> bool:
     """Say whether a cause that must be nearer to the input is, as far as that is known."""
     if not (depths and cause.rule in BY_PLACE and finding.rule in BY_PLACE):
         return True
-    return depths.get(cause.layers[0], 0) < depths.get(finding.layers[0], 0)
+    first = (depths.get(next(iter(item.layers), ""), 0) for item in (cause, finding))
+    return next(first) < next(first)
 
 
 def _nothing_moves(finding: Finding) -> bool:
@@ -248,6 +256,72 @@ def _predicted_alone(finding: Finding, settings: Settings) -> bool:
         return False
     total = (depth - 1) * math.log(predicted)
     return not math.log(settings.vanishing_ratio) < total < math.log(settings.exploding_ratio)
+
+
+def _unbounded(finding: Finding) -> bool:
+    """Say whether a loss falls for ever; one that rises is a symptom."""
+    return "unbounded" in finding.evidence
+
+
+def _far(*findings: Finding) -> bool:
+    """Say whether targets of another scale are meant, which only a sound optimizer reaches."""
+    return any(finding.evidence.get("mismatch") in FAR_TARGETS for finding in findings)
+
+
+def _before(cause: Finding, finding: Finding) -> bool:
+    """Say whether updates, or what came before the finding, can have led to it."""
+    if cause.rule != "learning-rate-too-high":
+        return cause.first_step < finding.first_step
+    erased = cause.evidence.get("peak_update_ratio", 0.0) > ERASED  # what weights were before is gone
+    partly = finding.evidence.get("first_fraction", 1.0) < WHOLLY
+    return cause.first_step < finding.first_step + (erased and partly)
+
+
+# (causes, findings, what must hold besides); () stands for any. Where one applies, it also judges the time.
+CONDITIONS: tuple[tuple[tuple[str, ...], tuple[str, ...], Condition], ...] = (
+    (("output-mismatch",), (), lambda cause, finding, _: not (_far(cause) and _keeps_from_targets(finding))),
+    ((), ("output-mismatch",), lambda cause, finding, _: _far(finding) and _keeps_from_targets(cause)),
+    (("loss-divergence",), (), lambda cause, finding, _: _unbounded(cause)),
+    (
+        (),
+        ("loss-divergence",),
+        lambda cause, finding, _: not _unbounded(finding) and _in_time(cause, finding),
+    ),
+    # Weights that are equal, but not zero, wait for no gradient.
+    (
+        ("zero-gradient",),
+        ("symmetric-weights",),
+        lambda cause, finding, _: finding.evidence.get("initial_value") == 0,
+    ),
+    # Weights that are too small blow nothing up.
+    (("poor-initialization",), _BLOW_UP, lambda cause, finding, _: cause.evidence.get("factor", 1.0) > 1),
+    (
+        (*_FADING, "rank-collapse"),
+        ("learning-rate-too-low",),
+        lambda cause, finding, _: not _nothing_moves(finding),
+    ),
+    (
+        ("not-optimized", "learning-rate-too-low", "epsilon-floor"),
+        (*_FADING, "rank-collapse"),
+        lambda cause, finding, _: _nothing_moves(cause),
+    ),
+    (
+        _UNITS,
+        _GRADIENT,
+        lambda cause, finding, settings: not _as_predicted(finding, settings) and _in_time(cause, finding),
+    ),
+    (
+        ("dead-units",),
+        _GRADIENT,
+        lambda cause, finding, settings: not _predicted_alone(finding, settings) and _in_time(cause, finding),
+    ),
+    # From the start it is the other way round.
+    (
+        ("vanishing-gradient", "learning-rate-too-high"),
+        ("saturated-activation",),
+        lambda cause, finding, _: _before(cause, finding),
+    ),
+)
 
 
 def rank(findings: Sequence[Finding]) -> tuple[Finding, ...]:

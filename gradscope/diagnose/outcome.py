@@ -10,13 +10,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.diagnose.architecture import operations, output_layers
+from gradscope.diagnose.architecture import consumers, operations, output_layers
 from gradscope.diagnose.series import Stretch, column, median, steps_of
 from gradscope.diagnose.squared_error import squared_error
-from gradscope.records import Run, Severity
+from gradscope.records import LayerInfo, Run, Severity
 from gradscope.settings import Settings
 
+ALIKE = 1e-6  # relative difference between outputs under which they are one number, rounded
 PRODUCTS = {"Mm", "Addmm", "Bmm", "Baddbmm", "Mv", "Dot", "Cdist", "CosineSimilarity", "Cat", "Stack"}
+CRITERIA = ("NllLoss", "BinaryCrossEntropy", "MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "KlDiv")
 Progress = Literal["trains", "slow", "stuck", "unknown"]
 
 
@@ -65,6 +67,8 @@ def outcome(run: Run, settings: Settings) -> Outcome:
     initial, final, best = _levels(losses)
     if math.isnan(chance) and not run.info.loss.get("functions"):
         chance = _guessed_chance(run, final)
+    if answers_alike(run):
+        chance = final  # what a constant guess reached
     floor = -1.0 if _of_probabilities(run) else 0.0
     scale = max(abs(initial - floor), abs(final - floor))
     improvement = (initial - final) / scale if scale > 0 else 0.0
@@ -72,6 +76,8 @@ def outcome(run: Run, settings: Settings) -> Outcome:
     if math.isfinite(chance) and final > floor:
         improvement = min(improvement, (chance - final) / max(chance - floor, final - floor))
     progress = _progress(run, initial - floor, final - floor, improvement, chance, settings)
+    if progress == "slow" and initial - final < _scatter(noise, len(losses)):
+        progress = "stuck"
     return Outcome(initial, final, best, improvement, noise, chance, progress)
 
 
@@ -84,6 +90,24 @@ def broken(run: Run) -> bool:
     lost = np.isinf(losses[-1]) or (np.isnan(losses[-1]) and bool(np.isfinite(losses).any()))
     signal = run.layer_table("activation_nonfinite").to_numpy()[-1]
     return bool((weights > 0).any() or (lost and (signal > 0).any()))
+
+
+def answers_alike(run: Run) -> bool:
+    """Say whether at the end every output is the same for all samples, to the precision of its numbers."""
+    last = max(5, len(run.steps) // 10)
+    ran = {layer.name for layer in run.layers}
+    outputs = [run.layer(name) for name in output_layers(run) if name in ran and not consumers(run, name)]
+    return bool(outputs) and all(_constant(run, layer, slice(-last, None)) for layer in outputs)
+
+
+def _constant(run: Run, layer: LayerInfo, rows: slice) -> bool:
+    if not layer.output_shape or len(layer.output_shape) < 2 or layer.calls > 1:
+        return False
+    if layer.output_shape[-1] == 1 or len(layer.output_shape) > 2:  # the cosine of single numbers is 1 or -1
+        deviation = median(run.layer_table("activation_std")[layer.name].to_numpy()[rows])
+        size = median(run.layer_table("activation_rms")[layer.name].to_numpy()[rows])
+        return deviation <= ALIKE * size
+    return median(run.layer_table("activation_cosine")[layer.name].to_numpy()[rows]) > 1 - ALIKE
 
 
 def lasting(run: Run, settings: Settings) -> int:
@@ -150,6 +174,15 @@ def _progress(
     return "slow" if improvement >= settings.stuck_share else "stuck"
 
 
+def _scatter(noise: float, count: int) -> float:
+    """Return two standard errors of the difference between the first and the last level of a loss.
+
+    A median of n independent values scatters by 1.25 / sqrt(n) of their deviation.
+    """
+    few, tail = max(1, min(5, count // 10)), max(5, count // 10)
+    return 2 * 1.25 * noise * math.sqrt(1 / few + 1 / tail)
+
+
 def _knew(run: Run, chance: float, settings: Settings) -> bool:
     """Say whether a network was trained before: its first loss, before any update, is below a guess's."""
     first = float(column(run, "loss")[0]) if len(run.steps) else math.nan
@@ -159,9 +192,11 @@ def _knew(run: Run, chance: float, settings: Settings) -> bool:
 def _chance(run: Run) -> float:
     """Return the loss of a guess that is the same for every sample, as far as the loss function tells."""
     functions = " ".join(str(name) for name in run.info.loss.get("functions", ()))
+    names = operations(run.info.loss.get("functions", ()))
+    if len({name for name in names if name.startswith(CRITERIA)}) > 1:
+        return math.nan  # a sum of several losses
     if "BinaryCrossEntropy" in functions:
         return math.log(2)
-    names = operations(run.info.loss.get("functions", ()))
     likelihood = "NllLoss" in functions or "CrossEntropy" in functions
     if not likelihood or PRODUCTS.intersection(names) or _weighted(names):
         return math.nan  # behind a product, as of contrasted samples, the layer's width isn't the classes'

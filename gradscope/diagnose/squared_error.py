@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradscope.diagnose.architecture import RESHAPING, operations, unshaped
-from gradscope.diagnose.series import Array, column, median
+from gradscope.diagnose.series import Array, column, median, mostly
 from gradscope.records import LayerInfo, Run
 
+HIDING = 0.02  # relative difference between residuals and outputs under which targets don't show beside these
 KNOWING = 1.5  # variance of the outputs / mean square of the residuals; at most 1 if independent
 MEAN_OF_SQUARES = (("Mean", "Pow", "Sub"), ("Mean", "Pow", "Rsub"), ("Sum", "Pow", "Sub"))
 
@@ -25,7 +26,9 @@ class SquaredError:
     """A loss that is a squared error of one layer's output; arrays have an entry a recorded step.
 
     size, largest: root mean square and largest magnitude of the residuals, in the targets' unit. scale: c.
-    shared: share of the squared residuals that is the same for all samples, NaN without an output bias.
+    hidden: whether the residuals were as large as the outputs nearly all the time, so that the targets must
+    be far smaller than these. shared: share of the squared residuals that is the same for all samples, NaN
+    without an output bias.
     chance: the loss of the best constant guess, from the first step, when the output cannot know anything of
     the targets yet, or, if it varies too much then, from the last ones; NaN where that can't be told.
     """
@@ -34,6 +37,7 @@ class SquaredError:
     size: Array
     largest: Array
     scale: Array
+    hidden: bool
     shared: Array
     chance: float
 
@@ -55,9 +59,17 @@ def squared_error(run: Run) -> SquaredError | None:
         largest = run.layer_table("signal_absmax")[name].to_numpy() / signal * size
         scale = loss / size**2
     shared = _shared(run, layers[name], count, signal)
-    return SquaredError(
-        layers[name], size, largest, scale, shared, _chance(run, layers[name], loss, scale, shared)
+    output, deviation = (
+        run.layer_table(column)[name].to_numpy() for column in ("activation_rms", "activation_std")
     )
+    # An output of 1/2 is as far from targets of 0 and 1 as it is large, but it doesn't vary.
+    hidden = mostly((np.abs(size - output) < HIDING * output) & (deviation > output / 10))
+    chance = (
+        median((scale * np.abs(size**2 - output**2))[-max(5, len(loss) // 10) :])
+        if hidden
+        else _chance(run, layers[name], loss, scale, shared)
+    )
+    return SquaredError(layers[name], size, largest, scale, hidden, shared, chance)
 
 
 def _is_squared_error(functions: list[str]) -> bool:

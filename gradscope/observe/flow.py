@@ -12,22 +12,22 @@ from torch import Tensor, nn
 
 from gradscope.columns import LAYER_COLUMNS
 from gradscope.observe.activations import INPUT_LIMITS, RECTIFIERS, limits_of_module, name_of_module
-from gradscope.observe.attention import entropy_share, shown_weights
+from gradscope.observe.attention import attends, attention_weights, entropy_shares, may_attend
 from gradscope.observe.dataflow import Dataflow
 from gradscope.observe.host_layers import HostCollector
 from gradscope.observe.layers import describe_layer, unit_axis_of, usual_unit_axis
-from gradscope.observe.parameters import local_part
+from gradscope.observe.parameters import local_part, unnested
 from gradscope.observe.probes import tensors_in
 from gradscope.observe.reading import OUTPUT, SIGNAL, Measured, Reading
 from gradscope.observe.staging import Collector
-from gradscope.observe.units import LiveUnits
+from gradscope.observe.units import DeadUnits
 from gradscope.observe.wrappers import class_of
 from gradscope.records import LayerInfo
-from gradscope.summarise import MAGNITUDES, MOMENTS, merge_calls
+from gradscope.summarise import MAGNITUDES, OUTPUTS, merge_calls
+from gradscope.summarise.ledger import Live
 
 COLUMN = {column.name: index for index, column in enumerate(LAYER_COLUMNS)}
-_OUTPUT_COLUMNS = [COLUMN[f"activation_{name}"] for name in MOMENTS]
-_SIGNAL_COLUMNS = [COLUMN[f"signal_{name}"] for name in MAGNITUDES]
+_UNKNOWN_IF_BROKEN = [COLUMN["activation_saturated_fraction"], COLUMN["activation_cosine"]]
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class LayerStep:
 
     calls: NDArray[np.float64]
     measured: list[Measured]
-    live: Mapping[int, NDArray[np.bool_]]
+    live: Live
     entropies: list[tuple[int, Tensor]]
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors to bring to the host."""
         measured = [tensor for item in self.measured for tensor in item.tensors()]
-        return measured + [entropy.view(1) for _, entropy in self.entropies]
+        return measured + [shares for _, shares in self.entropies]
 
 
 class Flow:
@@ -60,11 +60,16 @@ class Flow:
         self.recording, self.compiled, self.spent = False, False, 0.0
         self.layers = list(layers)
         self.dataflow: Dataflow | None = None
+        self._host, self._collector = HostCollector(len(self.layers)), Collector()
         self._readings = [_reading_of(module) for module in modules.values()]
-        self._host, self._collector = HostCollector(), Collector()
-        self._units = LiveUnits(dead_window)
+        for index, reading in enumerate(self._readings):
+            self._host.read_as(index, reading)
+        self._units = DeadUnits(dead_window)
         self._entropies: list[tuple[int, Tensor]] = []
+        self._attending = {index for index, module in enumerate(modules.values()) if may_attend(module)}
         self._order: list[int] = []
+        self._ran = np.zeros(len(self.layers), np.bool_)
+        self._settled = [False] * len(self.layers)  # of what was called before and is no attention
         self.news = True
         self._calls = [0] * len(self.layers)
 
@@ -73,27 +78,35 @@ class Flow:
     def called(self, index: int, module: nn.Module, output: Any) -> None:
         """Note a forward call of layer `index`, not a recomputation."""
         self._calls[index] += 1
+        if self.dataflow is None and self._settled[index]:
+            return
         if self.layers[index].depth < 0:
             self._first_call(index, module, output)
         if self.dataflow is not None:
             self.dataflow.returned(index, output)
-        weights = shown_weights(module, output)
-        if weights is not None:
-            self._entropies.append((index, entropy_share(weights)))
+            path = self.dataflow.paths.get(index)
+            if path is not None and attends(path.functions):
+                self._attending.add(index)
+                self._settled[index] = False
+        if index in self._attending:
+            weights = attention_weights(module, output)
+            if weights is not None:
+                self._entropies.append((index, entropy_shares(weights)))
 
     def output(self, index: int, tensor: Tensor) -> None:
         """Take a tensor that layer `index` returned."""
-        reading = self._readings[index]
-        if self._host.add_output(reading, index, tensor):
+        tensor = unnested(tensor)
+        if self._host.add_output(index, tensor):
             return
         part = local_part(tensor.detach())
-        if self._host.add_output(reading, index, part):
+        if self._host.add_output(index, part):
             return
         if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
-            self._collector.add(reading, index, part)
+            self._collector.add(self._readings[index], index, part)
 
     def signal(self, index: int, gradient: Tensor) -> None:
         """Take the gradient of the loss with respect to such a tensor."""
+        gradient = unnested(gradient)
         if not self._host.add_signal(index, gradient):
             part = local_part(gradient.detach())
             if not self._host.add_signal(index, part):
@@ -104,7 +117,7 @@ class Flow:
         if layer.kind != class_of(module).__name__:  # a lazy module has become what it stood for
             layer = describe_layer(layer.name, module, layer.parameters)
         tensor = next(tensors_in(output), None)
-        shape = tuple(tensor.shape) if tensor is not None else None
+        shape = tuple(unnested(tensor).shape) if tensor is not None else None
         axis = self._unit_axis(module, shape) if shape else None
         self.layers[index] = replace(
             layer,
@@ -114,11 +127,18 @@ class Flow:
             not_observable="",
         )
         self._order.append(index)
+        self._ran[index], self._settled[index] = True, index not in self._attending
         self.news = True
+        reading = self._readings[index]
         if shape and len(shape) > 2 and axis == len(shape) - 1:
-            self._readings[index] = self._readings[index]._replace(rows="tokens")
+            reading = reading._replace(rows="tokens")
         if self.layers[index].activation in RECTIFIERS and axis is not None:
-            self._readings[index] = self._readings[index]._replace(unit_axis=axis)
+            reading = reading._replace(unit_axis=axis)
+        self._read_as(index, reading)
+
+    def _read_as(self, index: int, reading: Reading) -> None:
+        self._readings[index] = reading
+        self._host.read_as(index, reading)
 
     def _unit_axis(self, module: nn.Module, shape: tuple[int, ...]) -> int | None:
         """Return the axis that counts units: the module's own, else that of the layer which ran before."""
@@ -136,7 +156,7 @@ class Flow:
     def forget(self) -> None:
         """Forget what was seen so far."""
         self.spent = 0.0
-        self._host.take()
+        self._host.forget()
         self._collector.take()
         self._entropies = []
         self._calls = [0] * len(self.layers)
@@ -165,7 +185,7 @@ class Flow:
                 layer = replace(layer, inputs=inputs, functions=tuple(path.functions))
             if layer.activation is None and index in activations:
                 layer = replace(layer, activation=activations[index])
-                self._readings[index] = _reading_before(layer)._replace(rows=self._readings[index].rows)
+                self._read_as(index, _reading_before(layer)._replace(rows=self._readings[index].rows))
             self.layers[index] = layer
 
     def named(self, loss: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,91 +195,74 @@ class Flow:
     def table(self, step: LayerStep, arrays: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
         """Return the step's table (layers, LAYER_COLUMNS) from its tensors on the host."""
         table = np.full((len(self.layers), len(LAYER_COLUMNS)), np.nan)
-        table[self._order, COLUMN["calls"]] = step.calls[self._order]
+        table[:, COLUMN["calls"]] = np.where(self._ran, step.calls, np.nan)
         parts = _unpack(step, arrays)
-        for signal, columns, count in (
-            (False, _OUTPUT_COLUMNS, "activation_count"),
-            (True, _SIGNAL_COLUMNS, "signal_count"),
-        ):
-            chosen = [part for part in parts if part.item.signal is signal]
-            if chosen:
-                merged, total = _merged([part.table for part in chosen], chosen, len(table))
-                table[:, columns], table[:, COLUMN[count]] = merged.T, np.where(total > 0, total, np.nan)
-        bounded = [part for part in parts if part.saturated is not None]
-        if bounded:
-            shares, _ = _merged([part.saturated[None] for part in bounded], bounded, len(table))
-            table[:, COLUMN["activation_saturated_fraction"]] = shares[0]
-        broken = table[:, COLUMN["activation_nonfinite"]] > 0
-        table[broken, COLUMN["activation_saturated_fraction"]] = np.nan
-        table[:, COLUMN["activation_cosine"]] = _mean_cosines(parts, len(table))
-        table[broken, COLUMN["activation_cosine"]] = np.nan
-        values = [float(array[0]) for array in arrays[len(arrays) - len(step.entropies) :]]
-        owners = np.array([owner for owner, _ in step.entropies], np.intp)
-        table[:, COLUMN["attention_entropy"]] = _means(owners, np.ones(len(owners)), values, len(table))
+        _fill(table, "activation", OUTPUTS, [part for part in parts if not part.item.signal])
+        _fill(table, "signal", MAGNITUDES, [part for part in parts if part.item.signal])
+        broken = np.flatnonzero(table[:, COLUMN["activation_nonfinite"]] > 0)
+        table[broken[:, None], _UNKNOWN_IF_BROKEN] = np.nan
+        self._add_entropies(table, step.entropies, arrays[len(arrays) - len(step.entropies) :])
         self._count_dead(table, parts, step.live)
         return table
 
-    def _count_dead(
-        self, table: NDArray[np.float64], parts: Sequence[_Part], known: Mapping[int, NDArray[np.bool_]]
+    def _add_entropies(
+        self, table: NDArray[np.float64], entropies: Sequence[tuple[int, Tensor]], arrays: Sequence[Any]
     ) -> None:
-        live = dict(known)
-        for part in parts:
-            if part.live is not None:
-                for owner, units in zip(part.item.owners, part.live, strict=True):
-                    others = live.get(owner)
-                    live[owner] = units if others is None or others.shape != units.shape else others | units
-        for owner, share in self._units.update(live).items():
-            table[owner, COLUMN["activation_dead_unit_fraction"]] = share
+        """Add each layer's mean entropy, and its sharpest head's lowest, over its calls that had one."""
+        by_layer: dict[int, list[NDArray[np.float64]]] = {}
+        for (owner, _), array in zip(entropies, arrays, strict=True):
+            if not np.isnan(array[0]):
+                by_layer.setdefault(owner, []).append(array)
+        for owner, values in by_layer.items():
+            mean, lowest = np.array(values, np.float64).T
+            table[owner, COLUMN["attention_entropy"]] = mean.mean()
+            table[owner, COLUMN["attention_entropy_lowest"]] = lowest.min()
+
+    def _count_dead(self, table: NDArray[np.float64], parts: Sequence[_Part], live: Live) -> None:
+        staged = [part for part in parts if part.live is not None]
+        if staged:
+            live = _joined(live, staged)
+        if len(live.layers):
+            table[live.layers, COLUMN["activation_dead_unit_fraction"]] = self._units.shares(live)
+
+
+def _joined(live: Live, parts: Sequence[_Part]) -> Live:
+    """Return what is live together with what was staged; of several calls, what any of them shows."""
+    units = np.split(live.active, np.cumsum(live.sizes)[:-1]) if len(live.sizes) else []
+    by_layer = dict(zip(live.layers.tolist(), units, strict=True))
+    for part in parts:
+        for owner, active in zip(part.item.owners.tolist(), part.live, strict=True):
+            others = by_layer.get(owner)
+            alike = others is not None and others.shape == active.shape
+            by_layer[owner] = others | active if alike else active
+    sizes = np.array([len(active) for active in by_layer.values()])
+    return Live(np.array(list(by_layer)), sizes, np.concatenate(list(by_layer.values())))
 
 
 @dataclass(frozen=True)
 class _Part:
     item: Measured
     table: NDArray[np.float64]
-    saturated: Any
     live: Any
-    cosine: Any
 
 
 def _unpack(step: LayerStep, arrays: Sequence[NDArray[Any]]) -> list[_Part]:
     following = iter(arrays)
     return [
-        _Part(
-            item,
-            next(following),
-            next(following) if item.saturated is not None else None,
-            next(following) if item.live is not None else None,
-            next(following) if item.cosine is not None else None,
-        )
+        _Part(item, next(following), next(following) if item.live is not None else None)
         for item in step.measured
     ]
 
 
-def _merged(
-    tables: list[NDArray[np.float64]], parts: Sequence[_Part], size: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    owners = np.array([owner for part in parts for owner in part.item.owners], np.intp)
-    counts = np.array([entries for part in parts for entries in part.item.entries], np.float64)
-    return merge_calls(np.concatenate(tables, 1), counts, owners, size)
-
-
-def _mean_cosines(parts: Sequence[_Part], size: int) -> NDArray[np.float64]:
-    """Return each layer's cosine: the mean over its calls that had two rows, weighted by their entries."""
-    parts = [part for part in parts if part.cosine is not None]
-    owners = np.array([owner for part in parts for owner in part.item.owners], np.intp)
-    counts = np.array([entries for part in parts for entries in part.item.entries], np.float64)
-    cosines = np.concatenate([part.cosine for part in parts]) if parts else np.zeros(0)
-    return _means(owners, counts, cosines, size)
-
-
-def _means(owners: NDArray[np.intp], weights: Any, values: Any, size: int) -> NDArray[np.float64]:
-    """Return each owner's weighted mean of the values that are there: (size,)."""
-    values = np.asarray(values, np.float64)
-    known = ~np.isnan(values)
-    total = np.bincount(owners[known], (weights * values)[known], size)
-    weight = np.bincount(owners[known], weights[known], size)
-    means: NDArray[np.float64] = np.divide(total, weight, out=np.full(size, np.nan), where=weight > 0)
-    return means
+def _fill(table: NDArray[np.float64], kind: str, names: tuple[str, ...], parts: Sequence[_Part]) -> None:
+    """Fill the columns of one kind, outputs or signals, each layer's calls merged."""
+    if parts:
+        owners = np.concatenate([part.item.owners for part in parts])
+        counts = np.concatenate([part.item.entries for part in parts])
+        values = np.concatenate([part.table for part in parts], 1)
+        merged, total = merge_calls(names, values, counts, owners, len(table))
+        table[:, [COLUMN[f"{kind}_{name}"] for name in names]] = merged.T
+        table[:, COLUMN[f"{kind}_count"]] = np.where(total > 0, total, np.nan)
 
 
 def _reading_of(module: nn.Module) -> Reading:

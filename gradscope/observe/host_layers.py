@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscope.observe.reading import Measured, Reading
@@ -18,25 +15,27 @@ from gradscope.summarise.host import (
     NONFINITE,
     RMS,
     ZEROS,
-    Ledger,
-    Marks,
     absmax,
-    cosine_in_place,
     in_memory_order,
     is_compiled,
     is_plain,
     readable,
 )
+from gradscope.summarise.ledger import Ledger, Live
 
 
 class HostCollector:
-    """Gathers the outputs and signals of one recorded step."""
+    """Gathers the outputs and signals of one recorded step of so many layers."""
 
-    def __init__(self) -> None:
-        self._outputs, self._signals = Ledger(MOMENTS_WANTED), Ledger(MAGNITUDES_WANTED)
-        self._live = Marks()
-        self._cosines: list[float] = []
+    def __init__(self, layers: int) -> None:
+        self._outputs, self._signals = Ledger(layers, MOMENTS_WANTED), Ledger(layers, MAGNITUDES_WANTED)
+        self._readings = [Reading()] * layers
         self._compiled = is_compiled()
+
+    def read_as(self, owner: int, reading: Reading) -> None:
+        """Say how outputs of layer `owner` are read."""
+        self._readings[owner] = reading
+        self._outputs.read_as(owner, reading.limits, reading.rows, reading.unit_axis)
 
     def add_signal(self, owner: int, gradient: Tensor) -> bool:
         """Take the statistics of a signal of layer `owner`; return False if it can't be read."""
@@ -44,49 +43,40 @@ class HostCollector:
             return False
         if self._signals.add(owner, gradient):
             return True
-        plain = _plain(gradient)
-        return plain is not None and self._signals.add(owner, plain)
+        return is_plain(gradient) and self._signals.add(owner, _plain(gradient, in_memory_order(gradient)))
 
-    def add_output(self, reading: Reading, owner: int, output: Tensor) -> bool:
+    def add_output(self, owner: int, output: Tensor) -> bool:
         """Take the statistics of an output of layer `owner`; return False if it can't be read."""
         if not self._compiled:
             return False
-        axis = reading.unit_axis
-        if not self._outputs.add(owner, output, reading.limits):
-            plain = _plain(output)
-            if plain is None or not self._outputs.add(owner, plain, reading.limits):
-                return False
-            real = output.detach().abs() if output.is_complex() else output.detach()
-            self._cosines.append(float(mean_cosine(real[None], reading.rows)))
-            axis = in_memory_order(output).index(axis) if axis is not None and axis < output.dim() else None
-            output = plain
-        else:
-            cosine = cosine_in_place(output, reading.rows)
-            self._cosines.append(math.nan if cosine is None else cosine)
-        if axis is not None and axis < output.dim():
-            self._live.add(owner, output, axis)
-        return True
+        return self._outputs.add(owner, output) or (is_plain(output) and self._add_turned(owner, output))
 
-    def take(self) -> tuple[list[Measured], dict[int, NDArray[np.bool_]]]:
-        """Return everything gathered since the last call, and by layer which units were live."""
+    def _add_turned(self, owner: int, output: Tensor) -> bool:
+        """Take the statistics of an output that must be copied, or read with its axes in another order."""
+        real, order = output.detach(), in_memory_order(output)
+        real = real.abs() if real.is_complex() else real
+        cosine = float(mean_cosine(real[None], self._readings[owner].rows))
+        return self._outputs.add_turned(owner, _plain(output, order), order, cosine)
+
+    def forget(self) -> None:
+        """Forget what was gathered."""
+        if len(self._outputs) or len(self._signals):
+            self.take()
+
+    def take(self) -> tuple[list[Measured], Live]:
+        """Return everything gathered since the last call, and which units were live."""
         measured = []
         if len(self._outputs):
             owners, entries, results = self._outputs.take()
-            saturated = torch.from_numpy(1.0 - results[INSIDE])
-            table = torch.from_numpy(results[: NONFINITE + 1])
-            cosine, self._cosines = torch.tensor(self._cosines, dtype=torch.float64), []
-            measured.append(Measured(False, owners, entries, table, saturated, cosine=cosine))
+            results[INSIDE] = 1.0 - results[INSIDE]
+            measured.append(Measured(False, owners, entries, torch.from_numpy(results)))
         if len(self._signals):
             owners, entries, results = self._signals.take()
-            table = torch.from_numpy(
-                np.stack([results[RMS], absmax(results), results[ZEROS], results[NONFINITE]])
-            )
-            measured.append(Measured(True, owners, entries, table))
-        return measured, self._live.take()
+            table = np.stack([results[RMS], absmax(results), results[ZEROS], results[NONFINITE]])
+            measured.append(Measured(True, owners, entries, torch.from_numpy(table)))
+        return measured, self._outputs.take_marks()
 
 
-def _plain(tensor: Tensor) -> Tensor | None:
-    """Return a tensor that can't be read where it lies with its axes in memory order, copied if need be."""
-    if not is_plain(tensor):
-        return None
-    return readable(tensor.permute(in_memory_order(tensor)))
+def _plain(tensor: Tensor, order: list[int]) -> Tensor:
+    """Return a plain tensor with its axes in memory order, copied if it can't be read where it lies."""
+    return readable(tensor.permute(order))

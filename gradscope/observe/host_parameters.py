@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscope.observe.pieces import Piece
-from gradscope.observe.samples import LARGE, Samples, evenly_spread
-from gradscope.summarise import real_entries, stored_size
+from gradscope.observe.samples import Samples
+from gradscope.summarise.batch import LINE, Batch
 from gradscope.summarise.host import (
     INSIDE,
-    LINE,
+    LOW,
     MAGNITUDES_WANTED,
     MOMENTS_WANTED,
     NONFINITE,
@@ -23,21 +23,22 @@ from gradscope.summarise.host import (
     RMS,
     STD,
     ZEROS,
-    Batch,
     absmax,
 )
 
-WEIGHT = ("weight_std", "weight_rms", "weight_absmax", "weight_nonfinite")
-GRADIENT = ("gradient_rms", "gradient_absmax", "gradient_zero_fraction", "gradient_nonfinite")
+# The columns of results from STD to NONFINITE, and from RMS; the largest magnitude is put in place of LOW.
+WEIGHT = ("weight_std", "weight_rms", "weight_absmax", "", "", "weight_nonfinite")
+GRADIENT = ("gradient_rms", "gradient_absmax", "", "gradient_zero_fraction", "gradient_nonfinite")
 
 Array = NDArray[np.float64]
+Rows = NDArray[np.intp]
 
 
 class HostReader:
     """Reads some parameters around their update: `rows` of the table, at the start with these values."""
 
     def __init__(self, rows: Sequence[int], values: Sequence[Tensor], samples: Samples) -> None:
-        self._rows = list(rows)
+        self._rows = np.array(rows, np.intp)
         self._weights = Batch(len(rows))
         self._others: dict[tuple[str, int], Batch] = {}
         self._weights.point(values, steady=True)
@@ -55,60 +56,59 @@ class HostReader:
         self._weights.point(values, steady=True)
         self._weights.keep()
         results = self._weights.measure(MOMENTS_WANTED)
-        weights = _piece(WEIGHT, self._rows, results[STD], results[RMS], absmax(results), results[NONFINITE])
-        present = {place: gradient for place, gradient in enumerate(gradients) if gradient is not None}
-        return [weights, *self._read_gradients(present)]
+        results[LOW] = absmax(results)
+        weights = Piece(WEIGHT, self._rows, torch.from_numpy(results[STD : NONFINITE + 1]))
+        present = [gradient for gradient in gradients if gradient is not None]
+        if not present:
+            return [weights]
+        rows = self._rows
+        if len(present) < len(rows):
+            rows = rows[[gradient is not None for gradient in gradients]]
+        return [weights, self._read_gradients(rows, present)]
 
-    def _read_gradients(self, gradients: Mapping[int, Tensor]) -> list[Piece]:
-        if not gradients:
-            return []
+    def _read_gradients(self, rows: Rows, gradients: Sequence[Tensor]) -> Piece:
         batch = self._batch("gradient", len(gradients))
-        batch.point(list(gradients.values()))
+        batch.point(gradients)
         results, stored = batch.measure(MAGNITUDES_WANTED), batch.sizes()
-        rms, most, zeros = results[RMS], absmax(results), results[ZEROS]
-        for column, gradient in enumerate(gradients.values()):
+        results[LOW] = absmax(results)
+        for place, gradient in enumerate(gradients):
             if gradient.layout is not torch.strided:
-                share = stored[column] / gradient.numel()
-                rms[column] = rms[column] * math.sqrt(share) if share else 0.0
-                most[column] = most[column] if share else 0.0
-                zeros[column] = 1.0 - (1.0 - zeros[column]) * share if share else 1.0
-        rows = [self._rows[place] for place in gradients]
-        return [_piece(GRADIENT, rows, rms, most, zeros, results[NONFINITE])]
+                _count_unstored(results[:, place], stored[place] / gradient.numel())
+        return Piece(GRADIENT, rows, torch.from_numpy(results[RMS : NONFINITE + 1]))
 
     def after(self, values: Sequence[Tensor]) -> list[Piece]:
         """Return the norms of the updates."""
         self._weights.point(values, steady=True)
-        return [_piece(("update_norm",), self._rows, self._weights.change() * self._factors)]
+        norms = self._weights.change() * self._factors
+        return [Piece(("update_norm",), self._rows, torch.from_numpy(norms[None]))]
 
     def norms(
         self, column: str, tensors: Mapping[int, Tensor], floors: Mapping[int, float] | None = None
     ) -> list[Piece]:
         """Return the norms of tensors shaped like the parameters at their places, and shares below floors."""
-        highs = [floors[place] for place in tensors] if floors is not None else None
-        rows = [self._rows[place] for place in tensors]
-        batch, sizes = self._batch(column, len(rows)), [stored_size(item) for item in tensors.values()]
-        if column == "clipped_gradient_norm":  # made anew in every step, which an optimizer's state is not
-            batch.point(list(tensors.values()))
-        else:
-            some = [_some_of(item) if item.numel() > LARGE else item for item in tensors.values()]
-            batch.point(some, steady=True)
-        results = batch.measure(NORM_WANTED, highs)
-        pieces = [_piece((column,), rows, results[RMS] * np.sqrt(sizes))]
-        if floors is not None:
-            pieces.append(_piece(("epsilon_fraction",), rows, results[INSIDE]))
+        chosen = list(tensors.values())
+        rows = self._rows[np.fromiter(tensors, np.intp, len(tensors))]
+        clipped = column == "clipped_gradient_norm"  # made anew in every step, unlike an optimizer's state
+        batch = self._batch(column, len(chosen), sampled=not clipped)
+        batch.point(chosen, steady=not clipped)
+        results = batch.measure(NORM_WANTED, [floors[place] for place in tensors] if floors else None)
+        norms = results[RMS] * np.sqrt(batch.sizes())
+        pieces = [Piece((column,), rows, torch.from_numpy(norms[None]))]
+        if floors:
+            pieces.append(Piece(("epsilon_fraction",), rows, torch.from_numpy(results[INSIDE:])))
         return pieces
 
-    def _batch(self, name: str, count: int) -> Batch:
+    def _batch(self, name: str, count: int, sampled: bool = False) -> Batch:
         """Return the batch that reads so many tensors of a kind, the one of the last step if it fits."""
         if (name, count) not in self._others:
-            self._others[name, count] = Batch(count)
+            self._others[name, count] = Batch(count, sampled)
         return self._others[name, count]
 
 
-def _some_of(tensor: Tensor) -> Tensor:
-    dense = tensor.layout is torch.strided
-    return evenly_spread(real_entries(tensor)).contiguous() if dense else tensor
-
-
-def _piece(columns: tuple[str, ...], rows: list[int], *values: Array) -> Piece:
-    return Piece(columns, rows, torch.from_numpy(np.stack(values)))
+def _count_unstored(result: Array, share: float) -> None:
+    """Count as zeros, in a gradient's result, the entries that it doesn't store; share: of stored ones."""
+    if share:
+        result[RMS] *= math.sqrt(share)
+        result[ZEROS] = 1.0 - (1.0 - result[ZEROS]) * share
+    else:
+        result[[RMS, LOW, ZEROS]] = 0.0, 0.0, 1.0

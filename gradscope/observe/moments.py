@@ -28,9 +28,9 @@ def moments_of(parameters: Sequence[Tensor], optimizer: Optimizer) -> Moments:
     """Return what an optimizer keeps for parameters; sums of squares (Adagrad) are left out."""
     places = {id(parameter): place for place, parameter in enumerate(parameters)}
     states = {  # looking a tensor up would hash it
-        places[id(parameter)]: state
+        place: state
         for parameter, state in optimizer.state.items()
-        if id(parameter) in places
+        if (place := places.get(id(parameter))) is not None
     }
     kinds = set().union(*states.values())
 
@@ -38,11 +38,11 @@ def moments_of(parameters: Sequence[Tensor], optimizer: Optimizer) -> Moments:
         name = next((name for name in names if name in kinds), None)
         if name is None:
             return {}
-        return {place: state[name] for place, state in states.items() if state.get(name) is not None}
+        return {place: item for place, state in states.items() if (item := state.get(name)) is not None}
 
     first, second = kept("exp_avg", "momentum_buffer"), kept("exp_avg_sq", "square_avg")
-    steps = {place: step for place, step in kept("step").items() if place in second}
-    floors = _floors(steps, places, optimizer)
+    floors = _floors(kept("step") if second else {}, places, optimizer)
+    floors = {place: floor for place, floor in floors.items() if place in second}
     largest = {place: square for place, square in kept("max_exp_avg_sq").items() if place in floors}
     return Moments(first, second, largest, floors)
 

@@ -15,19 +15,15 @@ class Parcel:
     """Tensors on their way to the host; on the CPU they are there already."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._shapes = [tensor.shape for tensor in tensors]
-        self._dtypes = [tensor.dtype for tensor in tensors]
+        self._tensors = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
+        self._local = [tensor.numpy() for tensor in tensors if tensor.is_cpu]
         self._hosts: dict[torch.device, Tensor] = {}
-        self._devices = [tensor.device for tensor in tensors]
         self._arrivals: list[Any] = []
-        for device in dict.fromkeys(self._devices):
-            self._send([tensor for tensor in tensors if tensor.device == device], device)
+        if len(self._local) < len(tensors):
+            for device in dict.fromkeys(tensor.device for tensor in tensors if not tensor.is_cpu):
+                self._send([tensor for tensor in tensors if tensor.device == device], device)
 
     def _send(self, tensors: list[Tensor], device: torch.device) -> None:
-        if device.type == "cpu":
-            self._hosts[device] = torch.empty(0)
-            self._local = [tensor.numpy() for tensor in tensors]
-            return
         packed = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors])
         host = torch.empty(packed.shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
         host.copy_(packed, non_blocking=True)
@@ -46,8 +42,10 @@ class Parcel:
         """Return the tensors as arrays, in order; waits for those that are still under way."""
         for arrival in self._arrivals:
             arrival.synchronize()
-        offsets, arrays, local = dict.fromkeys(self._hosts, 0), [], iter(getattr(self, "_local", ()))
-        for shape, dtype, device in zip(self._shapes, self._dtypes, self._devices, strict=True):
+        if not self._hosts:
+            return self._local
+        offsets, arrays, local = dict.fromkeys(self._hosts, 0), [], iter(self._local)
+        for shape, dtype, device in self._tensors:
             if device.type == "cpu":
                 arrays.append(next(local))
                 continue

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from gradscope.observe.layers import role_of
 from gradscope.observe.wrappers import named_modules, whole_shapes
-from gradscope.records import OptimizerInfo, ParameterInfo
+from gradscope.records import OptimizerInfo, ParameterInfo, storable
 
 # Spread and moments of the initial values are taken from so many entries at most.
 INSPECTED = 1 << 22
@@ -42,6 +42,7 @@ def _every_parameter(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for layer, module in named_modules(model, repeated=True):
         for own, parameter in module._parameters.items():
             if parameter is not None:
+                own = storable(own)
                 yield f"{layer}.{own}" if layer else own, parameter
 
 
@@ -133,6 +134,11 @@ def local_part(tensor: Tensor) -> Tensor:
     """Return this rank's shard of a distributed tensor, any other tensor as it is."""
     spread: Any = tensor
     return spread.to_local() if is_sharded(tensor) else tensor
+
+
+def unnested(tensor: Tensor) -> Tensor:
+    """Return the entries of a nested tensor's parts side by side, any other tensor as it is."""
+    return tensor.detach().values() if tensor.is_nested else tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:

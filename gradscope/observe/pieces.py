@@ -15,7 +15,7 @@ from gradscope.columns import PARAMETER_COLUMNS
 
 COLUMN = {column.name: index for index, column in enumerate(PARAMETER_COLUMNS)}
 # A norm that is recorded as a root mean square has a column here until then.
-_SCRATCH = {"second_moment_norm": len(PARAMETER_COLUMNS)}
+_PLACES = {**COLUMN, "second_moment_norm": len(PARAMETER_COLUMNS)}
 _SCALED = ("gradient_norm", "gradient_rms", "gradient_absmax")
 
 
@@ -23,7 +23,7 @@ class Piece(NamedTuple):
     """Part of a step's table: `values` (columns, rows) of some parameters, still on their device."""
 
     columns: tuple[str, ...]
-    rows: list[int]
+    rows: Sequence[int] | NDArray[np.intp]
     values: Tensor
 
 
@@ -31,29 +31,30 @@ class Piece(NamedTuple):
 class ParameterStep:
     """All that was read of the parameters in one step, by row of the table of `size` parameters.
 
-    counts: entries; missing: 1 where a trained parameter had no gradient; changed: rows whose gradient was
-    changed (clipped) after it was read; scales: what gradients are multiplied by; repeated: whether the
-    optimizer evaluated more than once, so that the clipped gradients are not those that were read. An
-    optimizer that divides by the scale itself writes the gradients that it used back: those are changed.
+    counts: entries, NaN where nothing was read; missing: 1 where a trained parameter had no gradient;
+    changed: whether the gradient was changed (clipped) after it was read; scales: what gradients are
+    multiplied by; repeated: whether the optimizer evaluated more than once, so that the clipped gradients are
+    not those that were read. An optimizer that divides by the scale itself writes the gradients that it used
+    back: those are changed.
     """
 
     size: int
     pieces: list[Piece] = field(default_factory=list)
-    counts: dict[int, int] = field(default_factory=dict)
-    missing: dict[int, float] = field(default_factory=dict)
-    changed: set[int] = field(default_factory=set)
     scales: dict[int, float | Tensor] = field(default_factory=dict)
     repeated: bool = False
 
+    def __post_init__(self) -> None:
+        self.counts, self.missing = np.full((2, self.size), np.nan)
+        self.changed = np.zeros(self.size, np.bool_)
+
     def table(self, arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
         """Return the step's table (size, PARAMETER_COLUMNS) from the values of its pieces, on the host."""
-        table = np.full((len(PARAMETER_COLUMNS) + len(_SCRATCH), self.size), np.nan)
+        table = np.full((len(_PLACES), self.size), np.nan)
         for piece, values in zip(self.pieces, arrays, strict=True):
             for column, row_values in zip(piece.columns, values, strict=True):
                 if column:
-                    table[COLUMN.get(column, _SCRATCH.get(column)), piece.rows] = row_values
-        table[COLUMN["count"], list(self.counts)] = list(self.counts.values())
-        table[COLUMN["gradient_missing"], list(self.missing)] = list(self.missing.values())
+                    table[_PLACES[column], piece.rows] = row_values
+        table[COLUMN["count"]], table[COLUMN["gradient_missing"]] = self.counts, self.missing
         self._derive(table)
         return np.ascontiguousarray(table[: len(PARAMETER_COLUMNS)].T)
 
@@ -64,13 +65,13 @@ class ParameterStep:
         table[COLUMN["gradient_norm"]] = table[COLUMN["gradient_rms"]] * root
         for row, scale in self.scales.items():
             table[[COLUMN[name] for name in _SCALED], row] /= float(scale)
-        table[COLUMN["second_moment_rms"]] = table[_SCRATCH["second_moment_norm"]] / root
+        table[COLUMN["second_moment_rms"]] = table[_PLACES["second_moment_norm"]] / root
         clipped = table[COLUMN["clipped_gradient_norm"]]
         if self.repeated:
             clipped[:] = np.nan
         else:
-            kept = [row for row in self.counts if row not in self.changed]
-            clipped[kept] = table[COLUMN["gradient_norm"], kept]
+            kept = ~(np.isnan(self.counts) | self.changed)
+            np.copyto(clipped, table[COLUMN["gradient_norm"]], where=kept)
         weight, update = table[COLUMN["weight_norm"]], table[COLUMN["update_norm"]]
         np.divide(update, weight, out=table[COLUMN["update_ratio"]], where=weight > 0)
 
@@ -78,7 +79,7 @@ class ParameterStep:
 def norms_of_step(table: NDArray[np.float64]) -> dict[str, float]:
     """Return the norms over all parameters before and after clipping, and their ratio."""
     norms: dict[str, float] = {}
-    if np.nansum(table[:, COLUMN["gradient_nonfinite"]]) > 0:
+    if (table[:, COLUMN["gradient_nonfinite"]] > 0).any():
         return norms
     for name, column in (("grad_norm", "gradient_norm"), ("clipped_grad_norm", "clipped_gradient_norm")):
         values = table[:, COLUMN[column]]

@@ -101,24 +101,34 @@ class Probe:
             # Inside a backward pass a forward is a recomputation by activation checkpointing: counted
             # already, but it may be the one that the gradient flows through.
             first = _running_backward() == -1
-            tensors = (output,) if type(output) is Tensor else self._outputs(output)
-            if tensors and _is_transformed(tensors[0]):
-                with _OutsideOfTransforms():
-                    tensors = [_untransformed(tensor) for tensor in tensors]
-                    self._report(module, tensors, tensors, first)
+            if type(output) is Tensor and not _is_transformed(output):
+                if first:
+                    observer.called(self._index, module, output)
+                    observer.output(self._index, output)
+                if output.requires_grad:
+                    self._ask(output)
             else:
-                self._report(module, output, tensors, first)
+                self._read_any(module, output, first)
         except Exception as error:
             observer.failed(error)
         observer.spent += perf_counter() - started
 
+    def _read_any(self, module: nn.Module, output: Any, first: bool) -> None:
+        """Read an output of any kind."""
+        tensors = self._outputs(output)
+        if tensors and _is_transformed(tensors[0]):
+            with _OutsideOfTransforms():
+                tensors = [_untransformed(tensor) for tensor in tensors]
+                self._report(module, tensors, tensors, first)
+        else:
+            self._report(module, output, tensors, first)
+
     def _report(self, module: nn.Module, output: Any, tensors: Sequence[Tensor], first: bool) -> None:
-        observer = self._observer
         if first:
-            observer.called(self._index, module, output)
+            self._observer.called(self._index, module, output)
         for tensor in tensors:
             if first:
-                observer.output(self._index, tensor)
+                self._observer.output(self._index, tensor)
             if tensor.requires_grad:
                 self._ask(tensor)
 

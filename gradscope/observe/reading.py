@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscope.observe.activations import Limits
@@ -31,19 +33,16 @@ OUTPUT, SIGNAL = Reading(), Reading(signal=True)
 class Measured:
     """Statistics of some calls, still on the device: one column a call.
 
-    owners: the layer of each call; entries: of each call's tensor; table: (MOMENTS or MAGNITUDES, calls);
-    saturated: (calls,), NaN where that means nothing; live: (calls, units), bool;
-    cosine: (calls,), between rows of the output, NaN where there are no two.
+    owners: the layer of each call; entries: of each call's tensor; table: (OUTPUTS or MAGNITUDES, calls), NaN
+    where a statistic means nothing; live: (calls, units), bool.
     """
 
     signal: bool
-    owners: list[int]
-    entries: list[int]
+    owners: NDArray[np.intp]
+    entries: NDArray[np.float64]
     table: Tensor
-    saturated: Tensor | None = None
     live: Tensor | None = None
-    cosine: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors to bring to the host."""
-        return [item for item in (self.table, self.saturated, self.live, self.cosine) if item is not None]
+        return [self.table] if self.live is None else [self.table, self.live]

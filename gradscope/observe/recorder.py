@@ -198,13 +198,13 @@ class Recorder:
     def _say_what_is_new(self, optimizer: Optimizer) -> None:
         """Say that parameters were added to a model that is being watched: nothing is known of them."""
         parameters = updated_by(optimizer)
-        new = len(parameters) - sum(id(parameter) in self._known for parameter in parameters)
-        if new:
-            self._known.update(map(id, parameters))
-            self.event(
-                "not-observable",
-                f"the model changed: {new} parameters are new, and not recorded; watch it anew",
-            )
+        if self._known.issuperset(map(id, parameters)):
+            return
+        new = sum(id(parameter) not in self._known for parameter in parameters)
+        self._known.update(map(id, parameters))
+        self.event(
+            "not-observable", f"the model changed: {new} parameters are new, and not recorded; watch it anew"
+        )
 
     def has_read(self, optimizer: Optimizer) -> bool:
         """Return whether `before_update` was called for an optimizer that hasn't made its update yet."""
@@ -280,8 +280,7 @@ class Recorder:
     def _say_what_is_hidden(self, parameters: NDArray[np.float64]) -> None:
         """Tell gradients that something (DeepSpeed) hides from those that are missing: the weights change."""
         missing = parameters[:, GRADIENT_MISSING]
-        known = missing[~np.isnan(missing)]
-        if len(known) and known.all() and np.nansum(parameters[:, UPDATE_NORM]) > 0:
+        if not (missing == 0).any() and (missing == 1).any() and (parameters[:, UPDATE_NORM] > 0).any():
             missing[:] = np.nan
             if not self._hidden:
                 self.event(

@@ -1,4 +1,4 @@
-"""Which entries of a large parameter are read of its update and of the optimizer's state."""
+"""Which entries of a large parameter are read of its update."""
 
 from __future__ import annotations
 
@@ -8,17 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gradscope.summarise.host import LINE
-
-# An optimizer's state of more entries is read from RUNS × RUN of them, evenly spread: reading it whole costs
-# as much again as weights and gradients do.
-LARGE, RUNS, RUN = 1 << 16, 64, 64
-
-
-def evenly_spread(entries: Tensor) -> Tensor:
-    """Return RUNS × RUN entries, in runs evenly spread over a vector that has more."""
-    step = entries.stride(0)
-    return entries.as_strided((RUNS, RUN), (entries.numel() // RUNS * step, step), entries.storage_offset())
+from gradscope.summarise.batch import LINE
 
 
 class Samples:

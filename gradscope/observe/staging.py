@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradscope.observe.reading import Measured, Reading
 from gradscope.summarise import (
+    OUTPUTS,
     count_between,
     dense_entries,
     live_units,
     magnitudes_of_rows,
     mean_cosine,
     moments_of_rows,
+    stored_values,
 )
 
 # A tensor of at most this many entries is copied; that is cheaper than the operations that summarise it.
@@ -58,10 +61,15 @@ class Collector:
 
     def add(self, reading: Reading, owner: int, tensor: Tensor) -> None:
         """Take the statistics of a tensor that belongs to layer `owner`; the tensor is not kept."""
+        if not tensor.numel():
+            return
+        if tensor.layout is not torch.strided:
+            self._measured.append(_measure_sparse(reading, owner, tensor))
+            return
         tensor = tensor.abs() if tensor.dtype.is_complex else tensor
         if tensor.numel() > SMALL:
             self._measured.append(_measure(reading, [owner], tensor[None]))
-        elif tensor.numel():
+        else:
             key = (reading, tensor.shape, tensor.dtype, tensor.device)
             stage = self._stages.get(key)
             if stage is None:
@@ -91,9 +99,23 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _measure(reading: Reading, owners: list[int], stack: Tensor) -> Measured:
     """Return the statistics of tensors along the first axis."""
     matrix = dense_entries(stack).view(1, -1) if len(stack) == 1 else stack.flatten(1)
-    table = magnitudes_of_rows(matrix) if reading.signal else moments_of_rows(matrix)
-    entries = [matrix.shape[1]] * len(owners)
-    saturated = 1.0 - count_between(matrix, *reading.limits) if reading.limits else None
+    numbers, entries = np.array(owners, np.intp), np.full(len(owners), float(matrix.shape[1]))
+    if reading.signal:
+        return Measured(True, numbers, entries, magnitudes_of_rows(matrix))
+    moments = moments_of_rows(matrix)
+    limits = reading.limits
+    inside = count_between(matrix, *limits) if limits else torch.full_like(moments[0], torch.nan)
+    table = torch.cat([moments, 1.0 - inside[None], mean_cosine(stack, reading.rows)[None]])
     live = live_units(stack, reading.unit_axis) if reading.unit_axis is not None else None
-    cosine = None if reading.signal else mean_cosine(stack, reading.rows)
-    return Measured(reading.signal, owners, entries, table, saturated, live, cosine)
+    return Measured(False, numbers, entries, table, live)
+
+
+def _measure_sparse(reading: Reading, owner: int, tensor: Tensor) -> Measured:
+    """Return the statistics of a sparse tensor; entries that it doesn't store are zeros."""
+    values, size = stored_values(tensor), tensor.numel()
+    values = (values.abs() if values.dtype.is_complex else values).reshape(1, -1)
+    measure = magnitudes_of_rows if reading.signal else moments_of_rows
+    table = measure(values, size if values.numel() < size else None)
+    if not reading.signal:  # neither saturation nor cosines are looked for
+        table = torch.cat([table, table.new_full((len(OUTPUTS) - len(table), 1), torch.nan)])
+    return Measured(reading.signal, np.array([owner], np.intp), np.array([float(size)]), table)

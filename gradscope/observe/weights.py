@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
@@ -21,32 +24,36 @@ from gradscope.summarise.host import is_compiled
 
 
 class _Group:
-    """Parameters that one reader reads: their places among the plan's."""
+    """Parameters that one reader reads: their places among the plan's, in order; often all of them."""
 
-    def __init__(self, reader: HostReader | ShelfReader, places: list[int]) -> None:
-        self.reader, self.places = reader, places
+    def __init__(self, reader: HostReader | ShelfReader, places: list[int], of: int) -> None:
+        self.reader, self.places, self._all = reader, places, len(places) == of
         self._index = {place: index for index, place in enumerate(places)}
 
-    def chosen(self, by_place: Mapping[int, Any]) -> dict[int, Any]:
+    def chosen(self, by_place: Mapping[int, Any]) -> Mapping[int, Any]:
         """Return what is here, by the reader's own index."""
+        if self._all:
+            return by_place
         return {self._index[place]: item for place, item in by_place.items() if place in self._index}
 
-    def members(self, of_all: Sequence[Any]) -> list[Any]:
+    def members(self, of_all: Sequence[Any]) -> Sequence[Any]:
         """Return what is here of a sequence in the plan's order."""
-        return [of_all[place] for place in self.places]
+        return of_all if self._all else [of_all[place] for place in self.places]
 
 
 @dataclass(frozen=True)
 class _Plan:
     """How a set of parameters is read, which holds as long as their sizes do.
 
-    rows: in the table; plain: whether no parameter is a shard.
+    rows: in the table; known: rows of these and of empty ones, with the numbers of their entries in `counts`;
+    plain: whether no parameter is a shard.
     """
 
-    rows: list[int]
+    rows: NDArray[np.intp]
     parameters: list[Tensor]
     sizes: list[int]
-    counts: dict[int, int]
+    known: NDArray[np.intp]
+    counts: NDArray[np.float64]
     plain: bool
     groups: list[_Group]
 
@@ -105,33 +112,31 @@ class ParameterProbe:
     @torch.no_grad()
     def before_update(self, optimizer: Optimizer, scale: float | Tensor = 1.0) -> None:
         """Read weights and gradients of one optimizer's parameters; `scale` is what the gradients carry."""
-        plan = self._plan_of(updated_by(optimizer))
-        counts = self._step.counts
-        if any(row in counts for row in plan.rows):  # read before in this step (LBFGS): the first counts
-            self._step.repeated = True
-            plan = self._plan_of(
-                [item for row, item in zip(plan.rows, plan.parameters, strict=True) if row not in counts]
-            )
-        counts.update(plan.counts)
-        if not plan.rows:
+        plan, step = self._plan_of(updated_by(optimizer)), self._step
+        fresh = np.isnan(step.counts[plan.rows])
+        if not fresh.all():  # read before in this step (LBFGS): the first counts
+            step.repeated = True
+            plan = self._plan_of([item for item, new in zip(plan.parameters, fresh, strict=True) if new])
+        step.counts[plan.known] = plan.counts
+        if not plan.parameters:
             return
         gradients = [parameter.grad for parameter in plan.parameters]
-        versions = [-1 if gradient is None else gradient._version for gradient in gradients]
-        self._open[id(optimizer)] = _Opened(plan, gradients, versions)
+        self._open[id(optimizer)] = _Opened(plan, gradients, _versions(gradients))
         self._note(plan, gradients, scale)
         values = plan.values()
         parts = (
             gradients if plan.plain else [item if item is None else local_part(item) for item in gradients]
         )
         for group in plan.groups:
-            self._step.pieces += group.reader.before(group.members(values), group.members(parts))
+            step.pieces += group.reader.before(group.members(values), group.members(parts))
 
     def _note(self, plan: _Plan, gradients: list[Tensor | None], scale: float | Tensor) -> None:
         if isinstance(scale, Tensor) or scale != 1.0:
-            self._step.scales.update(dict.fromkeys(plan.rows, scale))
-        for row, parameter, gradient in zip(plan.rows, plan.parameters, gradients, strict=True):
-            if parameter.requires_grad:
-                self._step.missing[row] = 1.0 if gradient is None else 0.0
+            self._step.scales.update(dict.fromkeys(plan.rows.tolist(), scale))
+        self._step.missing[plan.rows] = [
+            float(gradient is None) if parameter.requires_grad else np.nan
+            for parameter, gradient in zip(plan.parameters, gradients, strict=True)
+        ]
 
     def _plan_of(self, parameters: list[Tensor]) -> _Plan:
         """Return how to read parameters: as the last time, unless their sizes have changed."""
@@ -145,20 +150,21 @@ class ParameterProbe:
 
     def _build(self, parameters: list[Tensor]) -> _Plan:
         known = [item for item in parameters if id(item) in self._row and not is_lazy(item)]
-        counts = {
-            self._row[id(item)]: local_part(item).numel() * (2 if item.dtype.is_complex else 1)
-            for item in known
-        }
-        read = [item for item in known if counts[self._row[id(item)]]]
-        rows = [self._row[id(item)] for item in read]
+        counts = [local_part(item).numel() * (2 if item.dtype.is_complex else 1) for item in known]
+        read = [item for item, count in zip(known, counts, strict=True) if count]
+        rows = self._rows_of(read)
         return _Plan(
             rows,
             read,
             [item.numel() for item in read],
-            counts,
+            self._rows_of(known),
+            np.array(counts, np.float64),
             all(type(item) in (Tensor, nn.Parameter) for item in read),
-            self._groups(rows, [local_part(item) for item in read]),
+            self._groups(rows.tolist(), [local_part(item) for item in read]),
         )
+
+    def _rows_of(self, parameters: Sequence[Tensor]) -> NDArray[np.intp]:
+        return np.array([self._row[id(item)] for item in parameters], np.intp)
 
     def _groups(self, rows: list[int], values: list[Tensor]) -> list[_Group]:
         """Share the parameters out: to compiled passes in host memory, else to torch's operations."""
@@ -170,6 +176,7 @@ class ParameterProbe:
             _Group(
                 kind([rows[place] for place in places], [values[place] for place in places], self._samples),
                 places,
+                len(values),
             )
             for kind, places in kinds.items()
         ]
@@ -185,10 +192,9 @@ class ParameterProbe:
                 self._read_state(opened, optimizer)
 
     def take(self) -> ParameterStep:
-        """Return everything that was read in this step, and forget it."""
-        step = self._step
-        self.forget()
-        return step
+        """Return everything that was read in this step; `forget` comes before the next one."""
+        self._open = {}
+        return self._step
 
     def _read_updates(self, opened: _Opened) -> None:
         values = opened.plan.values()
@@ -201,6 +207,9 @@ class ParameterProbe:
         A sharded tensor's version doesn't count its changes in place.
         """
         plan, now = opened.plan, [parameter.grad for parameter in opened.plan.parameters]
+        same = map(is_, now, opened.gradients)
+        if plan.plain and all(same) and _versions(now) == opened.versions:
+            return
         changed = {
             place: gradient
             for place, (gradient, before, version) in enumerate(
@@ -210,7 +219,7 @@ class ParameterProbe:
             and before is not None
             and (gradient is not before or is_sharded(gradient) or gradient._version != version)
         }
-        self._step.changed.update(plan.rows[place] for place in changed)
+        self._step.changed[plan.rows[list(changed)]] = True
         self._step.pieces += plan.norms("clipped_gradient_norm", changed)
 
     def _read_state(self, opened: _Opened, optimizer: Optimizer) -> None:
@@ -223,3 +232,8 @@ class ParameterProbe:
         pieces += plan.norms("second_moment_norm", others)
         # AMSGrad divides by the largest second moment so far
         pieces += plan.norms("", moments.largest, moments.floors)
+
+
+def _versions(tensors: Sequence[Tensor | None]) -> list[int]:
+    """Return the tensors' versions, -1 for those that are not there."""
+    return [-1 if tensor is None else tensor._version for tensor in tensors]

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from gradscope.records import storable
+
 # FSDP, torch.compile and activation checkpointing each keep what they wrap under a name of its own.
 _KEYS = ("_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module")
 _PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
@@ -29,8 +31,8 @@ def _inside(module: nn.Module) -> nn.Module | None:
 
 
 def named_children(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return a module's children, without wrappers around them."""
-    return [(name, unwrapped(child)) for name, child in module.named_children()]
+    """Return a module's children, without wrappers around them, by names that can be stored."""
+    return [(storable(name), unwrapped(child)) for name, child in module.named_children()]
 
 
 def named_modules(model: nn.Module, repeated: bool = False) -> Iterator[tuple[str, nn.Module]]:

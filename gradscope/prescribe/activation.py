@@ -71,6 +71,15 @@ def replace_squashing(case: Case) -> Remedy | None:
     return replacement(case, target, why, initial=True)
 
 
+def replace_squashing_by_elu(case: Case) -> Remedy | None:
+    """Put ELU for a squashing activation, the next to try where ReLU is the first."""
+    first = replace_squashing(case)
+    if first is None:
+        return None
+    why = "No unit of ELU dies, and its mean output is nearer to 0 than ReLU's (Clevert et al. 2016)."
+    return replacement(case, "elu", why, initial=True)
+
+
 def replace_squashing_with_steps(case: Case) -> Remedy | None:
     """Replace a squashing activation and choose the steps anew, where the present ones don't suit."""
     return with_fitting_steps(case, replace_squashing(case), size_after(case, "relu"))
@@ -170,6 +179,11 @@ def leak(case: Case) -> Remedy | None:
     )
     expected = "Gradient of an inactive unit 0 → 0.01 of an active one's; no unit can die for good."
     return replacement(case, "leaky_relu", why, expected=expected)
+
+
+def leak_if_narrow(case: Case) -> Remedy | None:
+    """Put LeakyReLU first of all where so few units a layer leave one dead layer likely."""
+    return leak(case) if born_dead(len(case.hidden), case.width) >= _RISK else None
 
 
 def self_normalize(case: Case) -> Remedy | None:

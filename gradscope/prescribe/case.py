@@ -202,8 +202,12 @@ class Case:
 
     @cached_property
     def weights(self) -> tuple[ParameterInfo, ...]:
-        """Trained weights."""
-        return tuple(item for item in self.run.parameters if item.role == "weight" and item.trained)
+        """Trained weights; embeddings where there are no others."""
+        trained = [item for item in self.run.parameters if item.trained]
+        return tuple(
+            [item for item in trained if item.role == "weight"]
+            or [item for item in trained if item.role == "embedding"]
+        )
 
     @cached_property
     def update_ratio(self) -> float | None:
@@ -279,6 +283,12 @@ class Case:
         """First finite loss, None if there is none."""
         losses = _finite(self.run.steps["loss"].to_numpy()) if "loss" in self.run.steps else np.array([])
         return float(losses[0]) if len(losses) else None
+
+    @cached_property
+    def least_loss(self) -> float | None:
+        """Smallest finite loss, None if there is none."""
+        losses = _finite(self.run.steps["loss"].to_numpy()) if "loss" in self.run.steps else np.array([])
+        return float(losses.min()) if len(losses) else None
 
     @cached_property
     def gain(self) -> float | None:

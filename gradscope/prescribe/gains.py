@@ -59,6 +59,8 @@ SCHEMES: dict[str, str] = {
     "selu": "lecun",
 }
 
+EMBEDDING_SPREAD = 0.1  # small beside what is learned, far from zero; torch's own is 1
+
 _SLOPES = {"relu": 0.0, "leaky_relu": 0.01, "prelu": 0.25, "identity": 1.0}  # below zero
 
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from statistics import median
 
 from gradscope.prescribe.case import Case
-from gradscope.prescribe.gains import gain_at, gain_with, scheme_for
+from gradscope.prescribe.gains import EMBEDDING_SPREAD, gain_at, gain_with, scheme_for
 from gradscope.prescribe.optimizer import with_fitting_steps
 from gradscope.prescribe.paste import block, figure, name_list, some, through
 from gradscope.records import LayerInfo, Remedy
@@ -28,6 +28,8 @@ _CALLS = {
 # sigma_w² of a square layer, and how far from it counts as the same initialisation.
 _VARIANCE = {"he": 2.0, "xavier": 1.0, "lecun": 1.0, "orthogonal": 1.0}
 _SAME = 1.3
+_FAR_OFF = 10.0
+_SMALLER = 3.0
 _AT_ONCE = 2
 _SHUT = -1.0  # mean bias; pre-activations of usual weights have size 1
 FADED = 1e-3  # a gradient of which less than this arrives at the first layer has vanished
@@ -73,9 +75,23 @@ def initialize_with_steps(case: Case) -> Remedy | None:
     return with_fitting_steps(case, initialize(case), size_after(case))
 
 
+def initialize_with_smaller_steps(case: Case) -> Remedy | None:
+    """Initialise and take a third of those steps, as no share of the weights fits every network."""
+    size = size_after(case)
+    return with_fitting_steps(case, initialize(case), size / _SMALLER if size else None)
+
+
 def reinitialize_with_steps(case: Case) -> Remedy | None:
     """Initialise whatever the gain was, and choose the steps anew, where the present ones don't suit."""
     return with_fitting_steps(case, reinitialize(case), size_after(case))
+
+
+def initialize_with_steps_if_far_off(case: Case) -> Remedy | None:
+    """Initialise and choose the steps anew where the weights themselves make every step too large."""
+    variance, scheme = weight_variance(case), scheme_for(case.activation)
+    if variance is None or variance < _FAR_OFF * _VARIANCE[scheme]:
+        return None
+    return reinitialize_with_steps(case)
 
 
 def initialize_recurrence_with_steps(case: Case) -> Remedy | None:
@@ -148,6 +164,30 @@ def break_symmetry(case: Case) -> Remedy | None:
     )
 
 
+def draw_embeddings(case: Case) -> Remedy | None:
+    """Draw embeddings at random that are all zero, where factors of zero pass each other no gradient."""
+    names = [
+        layer.name
+        for layer in case.run.layers
+        if layer.role == "embedding" and _constant(case, layer, "embedding")
+    ]
+    if not names:
+        return None
+    return Remedy(
+        "initialization",
+        f"Draw the embeddings of {some(names)} at random",
+        "Entries that start equal get equal gradients, and where zero is multiplied by zero none at all.",
+        block(
+            "import torch",
+            "",
+            f"for name in {name_list(names)}:",
+            f"    torch.nn.init.normal_(model.get_submodule(name).weight, std={EMBEDDING_SPREAD})",
+        ),
+        "Rows of the table differ, and each gets a gradient of its own.",
+        {"do": "initialize", "scheme": "embedding", "layers": names},
+    )
+
+
 def initialize_orthogonally(case: Case) -> Remedy | None:
     """Start recurrences with orthogonal matrices and open forget gates: gain 1 per time step."""
     if not case.recurrent:
@@ -158,9 +198,10 @@ def initialize_orthogonally(case: Case) -> Remedy | None:
         "import torch",
         "",
         f"for name in {name_list(names)}:",
-        "    for key, parameter in model.get_submodule(name).named_parameters():",
-        '        if "weight_hh" in key:  # one square block a gate',
-        "            for gate in parameter.detach().split(parameter.shape[1]):",
+        "    recurrence = model.get_submodule(name)",
+        "    for key, parameter in recurrence.named_parameters():",
+        '        if "weight_hh" in key:  # one block a gate',
+        "            for gate in parameter.detach().split(recurrence.hidden_size):",
         "                torch.nn.init.orthogonal_(gate)",
         '        elif "weight_ih" in key:',
         "            torch.nn.init.xavier_uniform_(parameter)",
@@ -271,12 +312,12 @@ def _activation(case: Case, layer: LayerInfo, activation: str | None) -> str | N
     return activation if activation and own and hidden else own
 
 
-def _constant(case: Case, layer: LayerInfo) -> bool:
+def _constant(case: Case, layer: LayerInfo, role: str = "weight") -> bool:
     """Say whether the weight of a layer started with equal entries, or equal units."""
     return any(
         item.initial.get("std") == 0 or item.initial.get("unit_spread") == 0
         for item in case.run.parameters
-        if item.role == "weight" and item.name in layer.parameters
+        if item.role == role and item.name in layer.parameters
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from gradscope.prescribe.case import Case
+from gradscope.prescribe.optimizer import with_fitting_steps
 from gradscope.prescribe.paste import block
 from gradscope.prescribe.scaling import is_regression, scale_inputs, scale_targets
+from gradscope.prescribe.together import together
 from gradscope.records import LayerInfo, Remedy
 
 _SOFTMAX = ("softmax", "softmin")
@@ -17,9 +19,9 @@ _FAR = 10.0  # size of targets from which the inputs are taken to be unscaled as
 def output_modules(case: Case) -> list[LayerInfo]:
     """Return the activation modules between the output layers and the loss."""
     behind = [case.activation_behind.get(name) for name in sorted(case.outputs)]
-    return list(
-        {layer.name: layer for layer in behind if layer is not None and layer.role == "activation"}.values()
-    )
+    blamed = case.finding.layers if case.finding.rule == "output-mismatch" else ()
+    layers = [*(layer for layer in behind if layer is not None), *map(case.run.layer, blamed)]
+    return list({layer.name: layer for layer in layers if layer.role == "activation"}.values())
 
 
 def output_activation(case: Case) -> str | None:
@@ -27,6 +29,8 @@ def output_activation(case: Case) -> str | None:
     for name in sorted(case.outputs):
         if name in case.activation_behind:
             return case.activation_behind[name].activation
+    for layer in output_modules(case):
+        return layer.activation
     functions = [str(name) for name in case.run.info.loss.get("functions", ())]
     return next((_BY_FUNCTION[name] for name in functions if name in _BY_FUNCTION), None)
 
@@ -38,6 +42,8 @@ def use_single_score(case: Case) -> Remedy | None:
     if not told and not (widths == {1} and output_activation(case) in _SOFTMAX):
         return None
     modules = [layer.name for layer in output_modules(case)]
+    if is_regression(case):
+        return _drop_single_softmax(case, modules)
     if _takes_probabilities(case) and modules:
         return Remedy(
             "loss",
@@ -65,6 +71,35 @@ def use_single_score(case: Case) -> Remedy | None:
     )
 
 
+def _drop_single_softmax(case: Case, modules: list[str]) -> Remedy:
+    remedy = Remedy(
+        "loss",
+        "Take the softmax off the single output",
+        "A softmax over one unit is always 1, and its gradient always 0; a regression ends linear.",
+        block("import torch", "", _without(modules)),
+        "Gradient of the output 0 → that of its error.",
+        _drop(modules),
+    )
+    return (with_fitting_steps(case, remedy) if remedy.action else None) or remedy
+
+
+def use_probabilities(case: Case) -> Remedy | None:
+    """Put a sigmoid for another activation in front of a loss that compares probabilities one by one."""
+    modules = [layer.name for layer in output_modules(case)]
+    kind = output_activation(case)
+    if not modules or kind in (None, "sigmoid") or not _takes_probabilities(case):
+        return None
+    return Remedy(
+        "loss",
+        f"Put a sigmoid for {kind} at the output",
+        f"The loss compares each output with a probability, 0 to 1 and whatever the others are; {kind} gives "
+        "something else.",
+        block("import torch", "", _exchanged(modules, "Sigmoid")),
+        "Every output in 0 to 1, free of the others.",
+        {"do": "replace-activation", "to": "sigmoid", "layers": modules},
+    )
+
+
 def drop_output_activation(case: Case) -> Remedy | None:
     """Take away an output activation that the loss applies itself, or that keeps the targets out of reach."""
     kind = output_activation(case)
@@ -89,10 +124,12 @@ def drop_output_activation(case: Case) -> Remedy | None:
 
 
 def drop_saturated_output(case: Case) -> Remedy | None:
-    """Take away the activation of the output where it is that which saturates."""
+    """Take away the activation of the output where training drove it into saturation: it bounds too much."""
     modules = {layer.name for layer in output_modules(case)}
     blamed = set(case.finding.layers)
-    return drop_output_activation(case) if blamed and blamed <= modules else None
+    if not blamed or not blamed <= modules or case.number("saturated_at_start"):
+        return None
+    return drop_output_activation(case)
 
 
 def free_output(case: Case) -> Remedy | None:
@@ -103,15 +140,7 @@ def free_output(case: Case) -> Remedy | None:
     if freed is None or scaled is None or not freed.action:
         return None
     inputs = scale_inputs(case)
-    both = [freed, scaled, inputs] if inputs else [freed, scaled]
-    return Remedy(
-        "loss",
-        f"{freed.title}, and standardise the targets{' and the inputs' if inputs else ''}",
-        f"{freed.why} {scaled.why}",
-        "\n\n".join(part.code for part in both),
-        scaled.expected,
-        {"do": "all", "actions": [dict(part.action) for part in both]},
-    )
+    return together(freed, scaled, inputs) if inputs else together(freed, scaled)
 
 
 def turn_sign(case: Case) -> Remedy | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+from gradscope.prescribe.activation import leak
 from gradscope.prescribe.case import Case
 from gradscope.prescribe.gains import gain_with
 from gradscope.prescribe.initialization import expect_gain, gain_before
 from gradscope.prescribe.paste import block, figure, name_list, some, through
+from gradscope.prescribe.together import together
 from gradscope.records import LayerInfo, Remedy
 
 TITLES = {"batch": "BatchNorm", "layer": "LayerNorm", "group": "GroupNorm"}
@@ -35,6 +37,11 @@ def normalize(case: Case) -> Remedy | None:
         expect_gain(case, gain_before(case), after),
         action,
     )
+
+
+def normalize_if_saturated_later(case: Case) -> Remedy | None:
+    """Insert normalisation where units saturated during training, not where they started saturated."""
+    return normalize(case) if case.number("saturated_at_start") == 0 else None
 
 
 def choose(case: Case) -> str | None:
@@ -81,7 +88,7 @@ def remove_degenerate(case: Case) -> Remedy | None:
     names = [layer.name for layer in blamed if _together(case, layer) <= _TOO_FEW]
     if not names:
         return None
-    return Remedy(
+    remedy = Remedy(
         "normalization",
         f"Take {some(names)} away",
         "Of a single value the normalised is 0 whatever it is, of two it is their order only; what follows "
@@ -96,6 +103,8 @@ def remove_degenerate(case: Case) -> Remedy | None:
         "Slope from input to output 0 → 1.",
         {"do": "replace-norm", "norm": "none", "layers": names},
     )
+    leaking = leak(case)  # a layer of one or two rectified units is dead as often as not
+    return together(remedy, leaking) if leaking else remedy
 
 
 def _together(case: Case, layer: LayerInfo) -> float:

@@ -14,6 +14,7 @@ from gradscope.records import Remedy
 
 _ADAM_RATE = 1e-3
 _FAR_OFF = 8.0
+_FIRST_STEP_IN_TIME = 3e-2  # a recurrence without gates takes each step once for every step of time
 _LOWEST_RATE, _HIGHEST_RATE = 1e-4, 1e-2
 _DECAY_OF_ADAM = 0.01
 _DECAY = {"AdamW": 0.01}
@@ -94,7 +95,10 @@ def adam_rate(case: Case, weight_size: float | None = None) -> float:
     size = weight_size or case.weight_size
     if not size:
         return _ADAM_RATE
-    return rounded(min(max(FIRST_STEP_OF_ADAM * size, _LOWEST_RATE), _HIGHEST_RATE))
+    ungated = any(layer.kind in ("RNN", "RNNCell") for layer in case.recurrent)
+    in_time = ungated or any(map(case.is_repeated, case.weighted))
+    step = _FIRST_STEP_IN_TIME if in_time else FIRST_STEP_OF_ADAM
+    return rounded(min(max(step * size, _LOWEST_RATE), _HIGHEST_RATE))
 
 
 def adam_code(rate: float) -> str:

@@ -12,6 +12,7 @@ from gradscope.records import Remedy
 FIRST_STEP, FIRST_STEP_OF_ADAM = 3e-2, 6e-2
 # Rates that people use: what leads beyond them was measured in a network that had blown up or faded.
 _RATES, _RATES_OF_ADAM = (1e-5, 1.0), (1e-5, 1e-2)
+_FAR_TOO_HIGH = 0.5  # of the weights, in one step
 _LOW_ENOUGH = 1e-3  # a rate whose updates are this small is not what ails
 _SMALLEST_CHANGE, _FALLBACK_CHANGE = 3.0, 10.0
 _NEIGHBOUR = 5.0
@@ -23,6 +24,14 @@ _OF_THE_RATE = ("learning-rate-too-high", "loss-divergence", "non-finite", "dead
 def lower_if_killed(case: Case) -> Remedy | None:
     """Lower the rate where units died during training, not where they started dead."""
     return None if case.number("dead_at_start") else lower(case)
+
+
+def lower_if_far_too_high(case: Case) -> Remedy | None:
+    """Lower first of all a rate of Adam's whose first step alone already takes most of the weights' place."""
+    if case.first_update is None or not case.adaptive or not case.lr:
+        return None
+    ratio = case.first_update[0] * case.lr / case.first_update[1]
+    return lower(case) if ratio > _FAR_TOO_HIGH else None
 
 
 def lower_if_saturated_later(case: Case) -> Remedy | None:

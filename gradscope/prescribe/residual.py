@@ -15,15 +15,16 @@ _SQUASHING = ("sigmoid", "hardsigmoid", "logsigmoid", "softsign", "softmax")
 def add_skips(case: Case) -> Remedy | None:
     """Add the input to each layer's activated output, the branch scaled by 1/sqrt(their number)."""
     layers = bridgeable(case)
-    if case.skips or case.depth < _SHALLOWEST or len(layers) < 2 or _unwritable(case):
+    depth = case.depth + len(_attention(case))
+    if case.skips or depth < _SHALLOWEST or len(layers) < 2 or _unwritable(case):
         return None
     names = [layer.name for layer in layers]
     scale = float(f"{len(names) ** -0.5:.3g}")
     action = {"do": "residual", "layers": names, "scale": scale}
     return Remedy(
         "residual",
-        f"Add residual connections around {len(names)} of {case.depth} layers",
-        f"Through {case.depth} layers without a way past them the gradient is a product of {case.depth} "
+        f"Add residual connections around {len(names)} of {depth} layers",
+        f"Through {depth} layers without a way past them the gradient is a product of {depth} "
         "factors; a "
         f"skip adds the identity to each (He et al. 2016). The branches are scaled by 1/sqrt({len(names)}) = "
         f"{figure(scale)}, so that their sum has the size of one (De & Smith 2020).",
@@ -50,7 +51,7 @@ def skip_norms(case: Case) -> Remedy | None:
 
 
 def bridgeable(case: Case) -> list[LayerInfo]:
-    """Return the hidden layers whose input and output have the same shape."""
+    """Return the hidden and the attention layers whose input and output have the same shape."""
     found = []
     for layer in case.hidden:
         square = layer.role == "linear" and layer.fan_in == layer.fan_out
@@ -64,7 +65,15 @@ def bridgeable(case: Case) -> list[LayerInfo]:
         )
         if (square or same) and case.activation_of(layer):
             found.append(layer)
-    return found
+    shapes = {layer.name: layer.output_shape for layer in case.run.layers}
+    for layer in _attention(case):
+        if len(layer.inputs) == 1 and shapes.get(layer.inputs[0]) == layer.output_shape:
+            found.append(layer)
+    return sorted(found, key=lambda layer: layer.depth)
+
+
+def _attention(case: Case) -> list[LayerInfo]:
+    return [layer for layer in case.run.layers if layer.kind == "MultiheadAttention"]
 
 
 def _unwritable(case: Case) -> bool:
@@ -79,13 +88,13 @@ def _padded(kernel: object, padding: object) -> bool:
 
 
 def _code(case: Case, layers: list[LayerInfo], scale: float, action: dict[str, object]) -> str:
-    pairs = [(layer.name, case.activation_behind[layer.name].name) for layer in layers]
+    pairs = [(layer.name, case.activation_behind.get(layer.name, layer).name) for layer in layers]
     if any(not _neighbours(*pair) for pair in pairs):
         return block(
             "from gradscope.prescribe import surgery",
             "",
-            "# Add the input to the output of each activation in forward(), or let gradscope do it in a "
-            "copy:",
+            "# Add the input to the output of each layer, activated, in forward(), or let gradscope do it "
+            "in a copy:",
             f"model = surgery.apply({action!r}, model)",
         )
     return block(

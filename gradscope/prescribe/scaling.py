@@ -5,9 +5,12 @@ from __future__ import annotations
 from gradscope.prescribe.case import Case
 from gradscope.prescribe.paste import block, figure
 from gradscope.prescribe.rate import fitting_rate, higher
+from gradscope.prescribe.together import together
 from gradscope.records import Remedy
 
 _SLOW = 3.0
+_FAR = 100.0  # the squared error of targets in the tens
+_ALIKE = 0.6  # mean cosine between rows behind the first layer: what they share outweighs what differs
 
 
 def scale_inputs(case: Case) -> Remedy | None:
@@ -59,6 +62,18 @@ def scale_targets(case: Case) -> Remedy | None:
     )
 
 
+def scale_both(case: Case) -> Remedy | None:
+    """Standardise inputs and targets of a regression whose error stays far from 1 to the end."""
+    inputs, targets = scale_inputs(case), scale_targets(case)
+    far = case.least_loss is not None and case.least_loss > _FAR
+    return together(inputs, targets) if inputs and targets and far else None
+
+
+def scale_inputs_if_alike(case: Case) -> Remedy | None:
+    """Standardise inputs whose rows are nearly the same already behind the first layer: their mean is far."""
+    return scale_inputs(case) if (case.number("cosine_first") or 0.0) > _ALIKE else None
+
+
 def scale_targets_faster(case: Case) -> Remedy | None:
     """Standardise the targets and raise the rate, where Adam's steps are too small as well."""
     scaled, faster = scale_targets(case), higher(case)
@@ -66,14 +81,7 @@ def scale_targets_faster(case: Case) -> Remedy | None:
     slow = case.lr is not None and fitting is not None and case.lr < fitting / _SLOW
     if scaled is None or faster is None or not (slow and case.adaptive):
         return None
-    return Remedy(
-        "target-scaling",
-        f"{scaled.title}, and {faster.title[:1].lower()}{faster.title[1:]}",
-        f"{scaled.why} {faster.why}",
-        block(scaled.code, "", faster.code),
-        f"{scaled.expected} {faster.expected}",
-        {"do": "all", "actions": [dict(scaled.action), dict(faster.action)]},
-    )
+    return together(scaled, faster)
 
 
 def is_regression(case: Case) -> bool:

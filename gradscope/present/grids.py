@@ -19,8 +19,8 @@ from gradscope.records import ParameterInfo, Run
 
 GRID_ROWS = 120
 GRID_COLUMNS = 240
-# A map of shares that never exceed this, or of rows that never come so close, is one flat colour: a sentence
-# says it better.
+# A map of shares that never exceed this, or of rows that never come so close, is one flat colour: a
+# sentence says it better.
 QUIET_FRACTION, QUIET_DISTANCE = 0.005, 0.1
 ZERO, NONFINITE = 1, 2
 
@@ -128,6 +128,15 @@ _SOURCES = (
         meaning_of("attention_entropy").split(";")[0],
         "fraction",
         "attention_entropy",
+        worst="low",
+        optional=True,
+    ),
+    _Source(
+        "sharpest",
+        "Attention entropy of the sharpest head",
+        "the same of each layer's head with the lowest: near 0 it looks at a single position",
+        "fraction",
+        "attention_entropy_lowest",
         worst="low",
         optional=True,
     ),

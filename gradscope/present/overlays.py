@@ -60,9 +60,10 @@ def _scale(overlay: Overlay) -> dict[str, Any]:
 
 
 def effects_figure(rows: Sequence[EffectRow]) -> go.Figure:
-    """Return each remedy's effect with its interval, the best on top."""
+    """Return each remedy's effect with its interval, the best on top; its title stands above it."""
     tried = [row for row in rows if row.gained is not None][::-1]
     labels = [_short(row.title, number) for number, row in enumerate(tried)]
+    above = {"x": 0, "xref": "paper", "xanchor": "left", "yanchor": "bottom", "yshift": 5, "showarrow": False}
     gained = [100 * (row.gained or 0.0) for row in tried]
     figure = go.Figure(
         go.Scatter(
@@ -90,8 +91,9 @@ def effects_figure(rows: Sequence[EffectRow]) -> go.Figure:
     )
     figure.update_layout(
         template="none",
-        height=120 + 44 * len(tried),
-        margin={"l": 16, "r": 16, "t": 12, "b": 48},
+        height=84 + 46 * len(tried),
+        margin={"l": 8, "r": 16, "t": 12, "b": 48},
+        annotations=[above | {"y": label, "text": label, "font": {"size": 11}} for label in labels],
         showlegend=False,
         shapes=[
             {
@@ -104,19 +106,12 @@ def effects_figure(rows: Sequence[EffectRow]) -> go.Figure:
                 "line": {"width": 1, "color": ZERO_LINE},
             }
         ],
-        xaxis={"title": {"text": "% of the initial loss"}},
-        yaxis={"type": "category", "showticklabels": False},
-        annotations=[_above(label) for label in labels],
+        xaxis={"title": {"text": "initial loss removed beyond no treatment, %"}},
+        yaxis={"type": "category", "showticklabels": False, "range": [-0.6, len(tried) - 0.2]},
     )
     return figure
 
 
-def _above(label: str) -> dict[str, Any]:
-    """Return a title above its row; beside the chart, titles would leave nothing of it on a telephone."""
-    place = {"xref": "paper", "x": 0, "xanchor": "left", "y": label, "yshift": 13}
-    return {"text": label, "showarrow": False, "font": {"size": 11}, **place}
-
-
 def _short(title: str, number: int) -> str:
-    """Return a title that fits beside a chart; the invisible number keeps equal ones apart."""
-    return escape(wording.elide(title, 46), quote=False) + "\u200b" * number
+    """Return a title that fits a telephone; the invisible number keeps equal ones apart."""
+    return escape(wording.elide(title, 52), quote=False) + "\u200b" * number

@@ -1,6 +1,7 @@
 """The nouns: what was watched, what was recorded, what was found, what would help."""
 
 from gradscope.records.model import LayerInfo, OptimizerInfo, ParameterInfo
+from gradscope.records.names import storable
 from gradscope.records.report import (
     REMEDY_KINDS,
     RULE_NAMES,
@@ -39,4 +40,5 @@ __all__ = [
     "Treatment",
     "Trial",
     "Verdict",
+    "storable",
 ]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from gradscope.records.report import Finding, Remedy
 
+CLEAR = 0.02  # of the initial loss: a smaller gain isn't worth a change, however certain it is
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -73,6 +75,10 @@ class Treatment:
 
     @property
     def winner(self) -> Effect | None:
-        """Return the best effect that helps, the combination included; None if nothing helps."""
-        helping = [effect for effect in self.all_effects if effect.outcome == "helps"]
-        return max(helping, key=lambda effect: effect.gained, default=None)
+        """Return the best effect that helps, None if nothing does; both remedies only if clearly better."""
+        helping = [effect for effect in self.effects if effect.outcome == "helps"]
+        best = max(helping, key=lambda effect: effect.gained, default=None)
+        both = self.combination
+        if best and both and both.outcome == "helps" and both.gained >= best.gained + CLEAR:
+            return both
+        return best

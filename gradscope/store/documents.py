@@ -10,7 +10,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from gradscope.records import Event, RunInfo
+from gradscope.records import Event, RunInfo, storable
 
 
 class DocumentError(ValueError):
@@ -48,24 +48,28 @@ def load_event(line: bytes) -> tuple[Event, int]:
 
 def to_plain(value: Any) -> Any:
     """Return a value as strict JSON can hold it: NaN as null, infinities by name, unknown objects as text."""
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, str):
+        return storable(value)
+    if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         if math.isnan(value):
             return None
         return value if math.isfinite(value) else ("Infinity" if value > 0 else "-Infinity")
     if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
+        return {storable(str(key)): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [to_plain(item) for item in value]
     if hasattr(value, "tolist"):
         return to_plain(value.tolist())
-    return str(value)
+    return storable(str(value))
 
 
 def _parse(data: bytes) -> dict[str, Any]:
     try:
-        values = json.loads(data)
+        values = json.loads(data.decode())
+        if b"\\u" in data:  # an escape may stand for a lone surrogate
+            values = to_plain(values)
     except (ValueError, RecursionError) as error:
         raise DocumentError(f"it is not valid JSON: {error}") from None
     if not isinstance(values, dict):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gradscope.errors import RunError
 from gradscope.store.documents import DocumentError, format_version, load_info
+from gradscope.store.remote import address_of, runs_at
 
 DEEPEST = 6  # folders below the one asked for: deeper than any logger puts a run
 
@@ -19,6 +20,9 @@ def find_run(path: Path | str) -> Path:
 
 def find_runs(path: Path | str) -> list[Path]:
     """Return the run at the path, else all runs below it, the newest first; RunError if there is none."""
+    address = address_of(path)
+    if address is not None:
+        return _find_remote(address)
     root = Path(path)
     if root.name == "run.json" and root.is_file():
         root = root.parent
@@ -32,6 +36,13 @@ def find_runs(path: Path | str) -> list[Path]:
     if not found:
         raise RunError(f"{root} holds no run; train with gradscope's callback first, or give another folder")
     return found
+
+
+def _find_remote(address: str) -> list[Path]:
+    found = {run: (_started(data), str(run)) for run, data in runs_at(address.removesuffix("/run.json"))}
+    if not found:
+        raise RunError(f"{address} holds no run; give the address of a run, or of a folder that holds runs")
+    return sorted(found, key=lambda run: found[run], reverse=True)
 
 
 def _runs_below(root: Path) -> list[Path]:
@@ -58,9 +69,17 @@ def _age(run: Path) -> tuple[float, float, str]:
     """Return what orders runs by their start: the time in run.json, the file's own time, the name."""
     try:
         changed = (run / "run.json").stat().st_mtime
-        started = load_info((run / "run.json").read_bytes()).started.replace("Z", "+00:00")
-        return datetime.fromisoformat(started).timestamp(), changed, str(run)
-    except (OSError, DocumentError):
+        return _started((run / "run.json").read_bytes(), changed), changed, str(run)
+    except OSError:
         return 0.0, 0.0, str(run)
+
+
+def _started(data: bytes, otherwise: float = 0.0) -> float:
+    """Return the time that a run.json gives as the run's start, 0 if it is damaged."""
+    try:
+        started = load_info(data).started.replace("Z", "+00:00")
+        return datetime.fromisoformat(started).timestamp()
+    except DocumentError:
+        return 0.0
     except (ValueError, OverflowError):
-        return changed, changed, str(run)
+        return otherwise

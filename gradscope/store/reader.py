@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from gradscope.errors import RunError
 from gradscope.records import FORMAT_VERSION, Event, Run, RunInfo
 from gradscope.store.documents import DocumentError, format_version, load_event, load_info
 from gradscope.store.parts import Part, read_parts
-from gradscope.store.schema import LAYERS, PARAMETERS, STEPS, rank_of_events
+from gradscope.store.remote import address_of, fetch, place_of
+from gradscope.store.schema import LAYERS, PARAMETERS, STEPS, TABLES, rank_of_events
 from gradscope.store.tables import Restarts, assemble, restarts, with_all_steps, with_whole_norms
 
 
@@ -19,6 +21,9 @@ def read_run(path: Path | str) -> Run:
 
     RunError, one line that says what to do, if there is no run or its format is newer than this gradscope.
     """
+    address = address_of(path)
+    if address is not None:
+        return _read_remote(address)
     path = Path(path)
     info = read_info(path)
     parts, problems = read_parts(path)
@@ -34,6 +39,16 @@ def read_run(path: Path | str) -> Run:
     events, damaged = _read_events(path, cut)
     said = (*problems, *damaged, *_rank_problems(info, parts))
     return Run(path, info, steps, layer_statistics, parameter_statistics, events, said)
+
+
+def _read_remote(address: str) -> Run:
+    with TemporaryDirectory(prefix="gradscope-") as folder:
+        fetch(address, Path(folder))
+        for name in ("live", *(table.name for table in TABLES)):  # an address has no empty folders
+            Path(folder, name).mkdir(exist_ok=True)
+        if not (Path(folder) / "run.json").exists():
+            raise RunError(f"{address} is not a run: it has no run.json; give the address of a run")
+        return replace(read_run(folder), path=place_of(address))
 
 
 def read_info(path: Path) -> RunInfo:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gradscope.columns import LAYER_COLUMNS, PARAMETER_COLUMNS, STEP_COLUMNS, Column
 from gradscope.errors import RunError
-from gradscope.records import FORMAT_VERSION, Event, RunInfo, Status, StepRecord
+from gradscope.records import FORMAT_VERSION, Event, RunInfo, Status, StepRecord, storable
 from gradscope.settings import Settings
 from gradscope.store.documents import DocumentError, dump_event, dump_info, format_version, load_info
 from gradscope.store.journal import Header, Journal, JournalError
@@ -175,13 +175,8 @@ def _segment_names(run: Path, rank: int) -> list[SegmentName]:
 
 
 def _row_names(info: RunInfo) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    layers = tuple(_storable(layer.name) for layer in info.layers)
-    return layers, tuple(_storable(parameter.name) for parameter in info.parameters)
-
-
-def _storable(name: str) -> str:
-    """Return a name as UTF-8 can hold it: Python allows lone surrogates in names, Parquet doesn't."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    layers = tuple(storable(layer.name) for layer in info.layers)
+    return layers, tuple(storable(parameter.name) for parameter in info.parameters)
 
 
 def _names(columns: Iterable[Column]) -> tuple[str, ...]:

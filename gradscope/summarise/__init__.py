@@ -1,8 +1,14 @@
 """Pure statistics: from tensors to a few numbers, kept on the device until they are packed."""
 
 from gradscope.summarise.cosine import Between, mean_cosine
-from gradscope.summarise.entries import dense_entries, real_entries, stored_entries, stored_size
-from gradscope.summarise.merge import MAGNITUDES, MOMENTS, merge_calls
+from gradscope.summarise.entries import (
+    dense_entries,
+    real_entries,
+    stored_entries,
+    stored_size,
+    stored_values,
+)
+from gradscope.summarise.merge import MAGNITUDES, MOMENTS, OUTPUTS, merge_calls
 from gradscope.summarise.rows import (
     count_between,
     live_units,
@@ -16,6 +22,7 @@ from gradscope.summarise.rows import (
 __all__ = [
     "MAGNITUDES",
     "MOMENTS",
+    "OUTPUTS",
     "Between",
     "count_between",
     "dense_entries",
@@ -30,4 +37,5 @@ __all__ = [
     "shares_below",
     "stored_entries",
     "stored_size",
+    "stored_values",
 ]

@@ -8,9 +8,6 @@ def know(tensor: type, parameter: type, float32: Any, float64: Any, bfloat16: An
 def use_team(address: int, size: int, /) -> None:
     """Read on so many threads, run by the function of OpenMP at the address; 0: by the caller only."""
 
-def measure(what: int, tensor: Any, low: float, high: float, result: int, /) -> int:
-    """Write a tensor's statistics and return the number of its entries; 0 if it can't be read in place."""
-
 def point(tensors: list[Any], jobs: int, /) -> bool:
     """Write where tensors lie into their jobs; return whether all can be read there."""
 
@@ -23,8 +20,5 @@ def keep(jobs: int, count: int, /) -> None:
 def change(jobs: int, results: int, count: int, /) -> None:
     """Write the norm of every job's change since its entries were kept."""
 
-def mark_live(tensor: Any, axis: int, units: int, live: int, /) -> bool:
-    """Mark the units that are above zero anywhere; return whether the axis counts so many units."""
-
-def cosine(tensor: Any, groups: int, width: int, /) -> float | None:
-    """Return the mean cosine between the rows of the first group; None if it can't be read in place."""
+def note(ledger: int, reading: int, owner: int, tensor: Any, /) -> int:
+    """Read a tensor into the next row of a ledger, as a reading says; return what became of it."""

@@ -29,9 +29,10 @@ def stored_size(tensor: Tensor) -> int:
 
 def stored_entries(tensor: Tensor) -> Tensor:
     """Return the entries that a tensor stores as a vector: of sparse ones the coalesced values."""
+    return real_entries(tensor.detach() if tensor.layout is torch.strided else stored_values(tensor))
+
+
+def stored_values(tensor: Tensor) -> Tensor:
+    """Return the values of a sparse tensor, of entries that were given several times the sum."""
     tensor = tensor.detach()
-    if tensor.layout == torch.sparse_coo:
-        tensor = tensor.coalesce().values()
-    elif tensor.layout != torch.strided:
-        tensor = tensor.values()
-    return real_entries(tensor)
+    return tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()

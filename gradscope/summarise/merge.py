@@ -9,19 +9,21 @@ Table = NDArray[np.float64]
 
 MOMENTS = ("mean", "std", "rms", "min", "max", "zero_fraction", "nonfinite")
 MAGNITUDES = ("rms", "absmax", "zero_fraction", "nonfinite")
+OUTPUTS = (*MOMENTS, "saturated_fraction", "cosine")
 
 
-def merge_calls(table: Table, counts: Table, owners: NDArray[np.intp], size: int) -> tuple[Table, Table]:
+def merge_calls(
+    names: tuple[str, ...], table: Table, counts: Table, owners: NDArray[np.intp], size: int
+) -> tuple[Table, Table]:
     """Return the merged statistics and entry counts of each owner.
 
-    table: (statistics, calls) in the order of MOMENTS or MAGNITUDES; counts: entries of each call; owners:
-    the layer of each call. Returns (statistics, size) and (size,); NaN for owners without calls. A call with
-    non-finite entries makes all statistics of its owner absent but their count.
+    table: (statistics, calls), statistics by name; counts: entries of each call; owners: the layer of each
+    call. Returns (statistics, size) and (size,); NaN for owners without calls. A call with non-finite entries
+    makes all statistics of its owner absent but their count; one without a cosine only its own.
     """
-    names = {len(MOMENTS): MOMENTS, len(MAGNITUDES): MAGNITUDES}.get(len(table), ("mean",) * len(table))
     total: Table = np.bincount(owners, counts, size).astype(np.float64)
     merged = np.full((len(names), size), np.nan)
-    if len(np.unique(owners)) == len(owners):
+    if np.bincount(owners).max() == 1:
         merged[:, owners] = table
     else:
         _merge_several(merged, names, table, counts, owners, total)
@@ -45,8 +47,12 @@ def _merge_several(
             return weighted
 
         for name in names:
-            if name in ("mean", "zero_fraction"):
+            if name in ("mean", "zero_fraction", "saturated_fraction"):
                 results[name] = mean(values[name])
+            elif name == "cosine":
+                known = ~np.isnan(values[name])
+                weights = np.bincount(owners[known], counts[known], size)
+                results[name] = np.bincount(owners[known], (values[name] * counts)[known], size) / weights
             elif name == "rms":
                 results[name] = np.sqrt(mean(values[name] ** 2))
             elif name == "std":

@@ -31,8 +31,15 @@ enum { FLOAT32, FLOAT64, BFLOAT16 };
 enum { SUM = 1, RANGE = 2, ZEROS = 4, INSIDE = 8 };
 enum { ADDRESS, ENTRIES, TYPE, LINES, COUNT, KEPT, JOB };
 enum { MEAN, STD, RMS, LOW, HIGH, ZERO_SHARE, NONFINITE, INSIDE_SHARE, RESULT };
+enum { COSINE = RESULT, OWNER, SIZE, ROW };
+enum { SAMPLES = 1, TOKENS };                /* between which rows the cosine is measured; 0: none */
+enum { UNREADABLE, READ, FULL, UNPLACED };   /* what became of a tensor: no rows left, no place for marks */
 
 #define LINE 16
+/* Tensors of more axes are not read in place. */
+#define AXES 16
+/* Reading fewer entries takes less time than letting other threads run meanwhile. */
+#define SHORT (1 << 14)
 #define LANES 32
 /* Of an output so many rows, and of a long row so many lines, tell how alike rows are. */
 #define COSINE_ROWS 16
@@ -61,6 +68,25 @@ typedef struct {
     int64_t entries;
     int type;
 } Tensor;
+
+/* How a layer's tensors are read: what of them, the limits of INSIDE, between what the cosine is measured, along
+ * which axis units are marked (-1: none), how many there are, where their marks begin, and whether any were made. */
+typedef struct {
+    int64_t what;
+    double low, high;
+    int64_t between, axis, units, start, marked;
+} Reading;
+
+/* Where readings are written: addresses of rows and marks, how many rows there are and how many are used. A row is a
+ * result and what follows it below. */
+typedef struct {
+    int64_t rows, room, used, marks;
+} Ledger;
+
+typedef struct {
+    int axes;
+    int64_t sizes[AXES];
+} Shape;
 
 static const Part NOTHING = {0, 0, INFINITY, -INFINITY, 0, 0, 0};
 static const int SIZES[] = {4, 8, 2};
@@ -276,9 +302,9 @@ static void measure_all(const Tensor *tensors, const Wanted *wanted, int64_t cou
 static void *pointer(PyObject *number) { return PyLong_AsVoidPtr(number); }
 
 /* What is asked of a tensor: attributes, methods, and the objects that answers are compared with. */
-enum { DTYPE, LAYOUT, IS_CPU, IS_CONTIGUOUS, IS_NEG, NUMEL, DATA_PTR, SIZE, STRIDE, NAMES };
+enum { DTYPE, LAYOUT, IS_CPU, IS_CONTIGUOUS, IS_NEG, NUMEL, DATA_PTR, SHAPE, NAMES };
 static const char *const SPELLED[] = {"dtype", "layout", "is_cpu", "is_contiguous", "is_neg", "numel", "data_ptr",
-                                      "size", "stride"};
+                                      "shape"};
 static PyObject *names[NAMES], *dtypes[3], *classes[2], *strided;
 
 /* Return whether an attribute is an object: 1, 0, or -1 with an exception. */
@@ -294,8 +320,8 @@ static int answers_true(PyObject *tensor, int name) {
     return value ? value == Py_True : -1;
 }
 
-static int64_t number_of(PyObject *tensor, int name, PyObject *argument) {
-    PyObject *value = PyObject_CallMethodObjArgs(tensor, names[name], argument, NULL);
+static int64_t number_of(PyObject *tensor, int name) {
+    PyObject *value = PyObject_CallMethodObjArgs(tensor, names[name], NULL);
     int64_t number = value ? PyLong_AsLongLong(value) : -1;
     Py_XDECREF(value);
     return number;
@@ -315,13 +341,23 @@ static int look_at(PyObject *object, Tensor *tensor) {
     if (fits == 1) fits = answers_true(object, IS_CONTIGUOUS);
     if (fits == 1) fits = (int)!answers_true(object, IS_NEG);
     if (fits != 1 || PyErr_Occurred()) return PyErr_Occurred() ? -1 : 0;
-    tensor->entries = number_of(object, NUMEL, NULL);
+    tensor->entries = number_of(object, NUMEL);
     PyObject *address = PyObject_CallMethodObjArgs(object, names[DATA_PTR], NULL);
     if (!address) return -1;
     tensor->data = pointer(address);
     Py_DECREF(address);
     /* a shard that is not gathered has a size, but no memory */
     return PyErr_Occurred() ? -1 : tensor->entries > 0 && tensor->data;
+}
+
+/* Look up the sizes of a tensor's axes: 1, 0 if there are too many, or -1 with an exception. */
+static int shape_of(PyObject *object, Shape *shape) {
+    PyObject *sizes = PyObject_GetAttr(object, names[SHAPE]);
+    Py_ssize_t axes = sizes ? PyTuple_Size(sizes) : -1;
+    shape->axes = (int)axes;
+    for (Py_ssize_t i = 0; i < axes && i < AXES; i++) shape->sizes[i] = PyLong_AsLongLong(PyTuple_GetItem(sizes, i));
+    Py_XDECREF(sizes);
+    return PyErr_Occurred() ? -1 : axes <= AXES;
 }
 
 /* know(Tensor, Parameter, float32, float64, bfloat16, strided): keep what tensors are compared with. */
@@ -333,22 +369,6 @@ static PyObject *know(PyObject *module, PyObject *const *arguments, Py_ssize_t g
     for (int i = 0; i < 3; i++) dtypes[i] = Py_NewRef(arguments[2 + i]);
     strided = Py_NewRef(arguments[5]);
     return Py_NewRef(Py_None);
-}
-
-/* measure(what, tensor, low, high, result): return the number of entries; 0 if the tensor can't be read in place. */
-static PyObject *measure(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
-    if (given != 5) return PyErr_Format(PyExc_TypeError, "measure takes 5 arguments");
-    Tensor tensor = {NULL, 0, 0};
-    Wanted wanted = {(int)PyLong_AsLong(arguments[0]), PyFloat_AsDouble(arguments[2]), PyFloat_AsDouble(arguments[3])};
-    double *result = pointer(arguments[4]);
-    int fits = PyErr_Occurred() ? -1 : look_at(arguments[1], &tensor);
-    if (fits < 0) return NULL;
-    if (fits) {
-        Py_BEGIN_ALLOW_THREADS
-        measure_all(&tensor, &wanted, 1, result);
-        Py_END_ALLOW_THREADS
-    }
-    return PyLong_FromLongLong(fits ? tensor.entries : 0);
 }
 
 /* point(tensors, jobs): write where the tensors of a list lie into jobs; return whether all can be read there. */
@@ -405,7 +425,15 @@ static PyObject *use_team(PyObject *module, PyObject *const *arguments, Py_ssize
     return Py_NewRef(Py_None);
 }
 
-/* keep(jobs, count): copy the entries of every job, or its sampled lines, to where they are kept. */
+/* So many lines ahead are asked of memory while lines that lie apart are read. */
+#define AHEAD 16
+#if defined(__GNUC__)
+#define ASK_FOR(ADDRESS) __builtin_prefetch(ADDRESS)
+#else
+#define ASK_FOR(ADDRESS)
+#endif
+
+/* keep(jobs, count): copy the entries of every job, or its sampled lines, to where they are kept, if anywhere. */
 static PyObject *keep(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
     if (given != 2) return PyErr_Format(PyExc_TypeError, "keep takes 2 arguments");
     const int64_t *jobs = pointer(arguments[0]);
@@ -416,9 +444,12 @@ static PyObject *keep(PyObject *module, PyObject *const *arguments, Py_ssize_t g
         const char *from = (const char *)(intptr_t)job[ADDRESS];
         char *to = (char *)(intptr_t)job[KEPT];
         size_t size = (size_t)SIZES[job[TYPE]], line = LINE * size;
-        if (!from) continue;
+        if (!from || !to) continue;
         if (!job[COUNT]) memcpy(to, from, (size_t)job[ENTRIES] * size);
-        for (int64_t j = 0; j < job[COUNT]; j++) memcpy(to + j * line, from + lines[j] * line, line);
+        for (int64_t j = 0; j < job[COUNT]; j++) {
+            if (j + AHEAD < job[COUNT]) ASK_FOR(from + lines[j + AHEAD] * line);
+            memcpy(to + j * line, from + lines[j] * line, line);
+        }
     }
     return Py_NewRef(Py_None);
 }
@@ -453,8 +484,10 @@ static PyObject *change(PyObject *module, PyObject *const *arguments, Py_ssize_t
         results[i] = NAN;
         if (!now) continue;
         double total = job[COUNT] ? 0 : square_of_change(now, before, job[ENTRIES], type);
-        for (int64_t j = 0; j < job[COUNT]; j++)
+        for (int64_t j = 0; j < job[COUNT]; j++) {
+            if (j + AHEAD < job[COUNT]) ASK_FOR(now + lines[j + AHEAD] * line);
             total += square_of_change(now + lines[j] * line, before + j * line, LINE, type);
+        }
         results[i] = sqrt(total);
     }
     return Py_NewRef(Py_None);
@@ -502,23 +535,14 @@ VECTORISED static void mark(const char *data, int64_t outer, int64_t units, int6
     MARK(FLOAT32) MARK(FLOAT64) MARK(BFLOAT16)
 }
 
-/* mark_live(tensor, axis, units, live): mark the units, counted along an axis of a contiguous tensor, that are above
- * zero anywhere; return whether there are so many units. */
-static PyObject *mark_live(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
-    if (given != 4) return PyErr_Format(PyExc_TypeError, "mark_live takes 4 arguments");
-    Tensor tensor = {NULL, 0, 0};
-    int64_t units = PyLong_AsLongLong(arguments[2]);
-    char *live = pointer(arguments[3]);
-    int fits = PyErr_Occurred() ? -1 : look_at(arguments[0], &tensor);
-    if (fits < 0) return NULL;
-    int64_t size = number_of(arguments[0], SIZE, arguments[1]), inner = number_of(arguments[0], STRIDE, arguments[1]);
-    if (PyErr_Occurred()) return NULL;
-    if (!fits || size != units) return Py_NewRef(Py_False);
-    if (units == 1) inner = tensor.entries;
-    Py_BEGIN_ALLOW_THREADS
-    mark(tensor.data, tensor.entries / (units * inner), units, inner, tensor.type, live);
-    Py_END_ALLOW_THREADS
-    return Py_NewRef(Py_True);
+/* Mark the units, of a layer that has some, that are above zero anywhere. */
+static void mark_units(const Ledger *ledger, Reading *reading, const Tensor *tensor, const Shape *shape) {
+    int64_t units = reading->units, inner = 1;
+    for (int i = (int)reading->axis + 1; i < shape->axes; i++) inner *= shape->sizes[i];
+    if (units == 1) inner = tensor->entries;
+    char *live = (char *)(intptr_t)ledger->marks + reading->start;
+    mark(tensor->data, tensor->entries / (units * inner), units, inner, tensor->type, live);
+    reading->marked = 1;
 }
 
 INLINE double square_of(const char *data, int64_t entries, int type) {
@@ -561,21 +585,45 @@ VECTORISED static double cosine_of(const char *data, int64_t rows, int64_t width
     return type == FLOAT64 ? mean_cosine(data, rows, width, FLOAT64) : mean_cosine(data, rows, width, BFLOAT16);
 }
 
-/* cosine(tensor, groups, width): mean cosine between the rows, of `width` entries, of the first of so many equal
- * groups; None if the tensor can't be read in place. */
-static PyObject *cosine(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
-    if (given != 3) return PyErr_Format(PyExc_TypeError, "cosine takes 3 arguments");
+/* Return the mean cosine between the rows of a layer's output: whole samples, or the first sample's tokens. */
+static double likeness(const Tensor *tensor, const Shape *shape, int64_t between) {
+    if (shape->axes < 2) return NAN;
+    int64_t samples = shape->sizes[0], width = tensor->entries / samples;
+    if (between == SAMPLES) return cosine_of(tensor->data, samples, width, tensor->type);
+    int64_t last = shape->sizes[shape->axes - 1];
+    return cosine_of(tensor->data, width / last, last, tensor->type);
+}
+
+/* note(ledger, reading, owner, tensor): read a tensor at once, into the ledger's next row; return the outcome. */
+static PyObject *note(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    if (given != 4) return PyErr_Format(PyExc_TypeError, "note takes 4 arguments");
+    Ledger *ledger = pointer(arguments[0]);
+    Reading *reading = pointer(arguments[1]);
+    double owner = PyFloat_AsDouble(arguments[2]);
+    if (PyErr_Occurred()) return NULL;
     Tensor tensor = {NULL, 0, 0};
-    int64_t groups = PyLong_AsLongLong(arguments[1]), width = PyLong_AsLongLong(arguments[2]);
-    int fits = PyErr_Occurred() ? -1 : look_at(arguments[0], &tensor);
+    Shape shape = {0};
+    int fits = look_at(arguments[3], &tensor);
+    if (fits == 1 && (reading->between || reading->axis >= 0)) fits = shape_of(arguments[3], &shape);
     if (fits < 0) return NULL;
-    if (!fits) return Py_NewRef(Py_None);
-    return PyFloat_FromDouble(cosine_of(tensor.data, tensor.entries / (groups * width), width, tensor.type));
+    if (!fits) return PyLong_FromLong(UNREADABLE);
+    int marks = reading->axis >= 0 && reading->axis < shape.axes;
+    if (ledger->used == ledger->room) return PyLong_FromLong(FULL);
+    if (marks && shape.sizes[reading->axis] != reading->units) return PyLong_FromLong(UNPLACED);
+    double *row = (double *)(intptr_t)ledger->rows + ROW * ledger->used++;
+    Wanted wanted = {(int)reading->what, reading->low, reading->high};
+    PyThreadState *released = tensor.entries < SHORT ? NULL : PyEval_SaveThread();
+    measure_all(&tensor, &wanted, 1, row);
+    row[COSINE] = reading->between ? likeness(&tensor, &shape, reading->between) : NAN;
+    row[OWNER] = owner, row[SIZE] = (double)tensor.entries;
+    if (marks) mark_units(ledger, reading, &tensor, &shape);
+    if (released) PyEval_RestoreThread(released);
+    return PyLong_FromLong(READ);
 }
 
 #define METHOD(NAME) {#NAME, (PyCFunction)(void (*)(void))NAME, METH_FASTCALL, NULL}
-static PyMethodDef METHODS[] = {METHOD(know), METHOD(use_team), METHOD(measure), METHOD(point), METHOD(measure_jobs), METHOD(keep), METHOD(change),
-                                METHOD(mark_live),   METHOD(cosine), {NULL, NULL, 0, NULL}};
+static PyMethodDef METHODS[] = {METHOD(know), METHOD(use_team), METHOD(note), METHOD(point), METHOD(measure_jobs),
+                                METHOD(keep), METHOD(change), {NULL, NULL, 0, NULL}};
 static PyModuleDef_Slot SLOTS[] = {{0, NULL}};
 static PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_passes", NULL, 0, METHODS, SLOTS, NULL, NULL, NULL};
 

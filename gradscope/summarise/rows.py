@@ -16,18 +16,18 @@ def accumulator(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
-def moments_of_rows(matrix: Tensor) -> Tensor:
+def moments_of_rows(matrix: Tensor, size: int | None = None) -> Tensor:
     """Return mean, std, rms, min, max, share of zeros and count of non-finite entries of each row.
 
-    matrix: (rows, entries), at least one entry. Returns (7, rows), float64; a row with non-finite entries has
-    NaN in all but the last.
+    matrix: (rows, entries), at least one entry; size: of how many entries these are all that aren't zero, at
+    least one more. Returns (7, rows), float64; a row with non-finite entries has NaN in all but the last.
     """
-    return _statistics(matrix, matrix.shape[1])[:7]
+    return _of_rows(matrix, size)[:7]
 
 
-def magnitudes_of_rows(matrix: Tensor) -> Tensor:
+def magnitudes_of_rows(matrix: Tensor, size: int | None = None) -> Tensor:
     """Return rms, largest magnitude, share of zeros and count of non-finite entries of rows: (4, rows)."""
-    return _statistics(matrix, matrix.shape[1])[[2, 7, 5, 6]]
+    return _of_rows(matrix, size)[[2, 7, 5, 6]]
 
 
 def moments_of_padded(matrix: Tensor, sizes: Tensor) -> Tensor:
@@ -64,6 +64,12 @@ def live_units(stack: Tensor, unit_axis: int) -> Tensor:
     """
     others = [axis + 1 for axis in range(stack.dim() - 1) if axis != unit_axis]
     return (stack.amax(others) if others else stack) > 0
+
+
+def _of_rows(matrix: Tensor, size: int | None) -> Tensor:
+    if size is None:
+        return _statistics(matrix, matrix.shape[1])
+    return _statistics(torch.nn.functional.pad(matrix, (0, 1)), size)  # one zero, for the extremes
 
 
 def _statistics(matrix: Tensor, sizes: Tensor | int) -> Tensor:

@@ -40,8 +40,8 @@ def patient_of_module(target: str) -> tuple[str, Build, Any]:
     sys.path.insert(0, "")  # as `python -m` does, so that a module in the current folder is found
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise GradscopeError(f"{module_name} can't be imported: {error}") from error
+    except Exception as error:
+        raise GradscopeError(f"{module_name} can't be imported: {type(error).__name__}: {error}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise GradscopeError(f"{module_name} has no function {function_name}")
@@ -59,15 +59,23 @@ def treat_shown(
 ) -> Treatment:
     """Treat with a progress bar, print the ranking, and write the page into the treatment's folder."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} steps"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+    shown: dict[str, Any] = {"console": console, "transient": True, "disable": not console.is_terminal}
+    with Progress(*columns, TimeElapsedColumn(), **shown) as bar:
         task = bar.add_task("the patient", total=steps)
 
         def show(name: str, step: int, total: int) -> None:
             bar.update(task, description=name[:60], completed=step, total=total)
 
-        treatment = treat(
-            build, data, steps=steps, seeds=seeds, run_dir=path, time_limit=time_limit, progress=show
-        )
+        try:
+            treatment = treat(
+                build, data, steps=steps, seeds=seeds, run_dir=path, time_limit=time_limit, progress=show
+            )
+        except KeyboardInterrupt:
+            console.print(
+                f"interrupted: what was tried is kept in {path}; the same command goes on from there",
+                soft_wrap=True,
+            )
+            raise
     winner = treatment.winner
     before = examine(read_run(treatment.patient[0].run))
     after = examine(read_run(winner.trials[0].run)) if winner else None

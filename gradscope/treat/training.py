@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -133,8 +134,20 @@ def _train_lightning(
         )
         # A bare list would be taken for several loaders.
         loader: DataLoader[Any] = DataLoader(list(batches), batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
-        trainer.fit(module, train_dataloaders=loader)
+        _fit(trainer, module, loader)
     return course
+
+
+def _fit(trainer: Any, module: Any, loader: DataLoader[Any]) -> None:
+    """Train; Ctrl-C ends it as it does everywhere else, where Lightning would end the whole process."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, train_dataloaders=loader)
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler or signal.default_int_handler)  # which Lightning ignores now
+        raise KeyboardInterrupt from None
 
 
 def _scope(package: Any, run: Path) -> Any:

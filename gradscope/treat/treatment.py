@@ -15,15 +15,16 @@ from typing import Any
 from gradscope.errors import GradscopeError, SurgeryRefused
 from gradscope.examine import examine
 from gradscope.prescribe import surgery
-from gradscope.prescribe.training import TrainingChange, training_change
-from gradscope.records import Effect, Remedy, Report, Treatment, Trial
+from gradscope.prescribe.together import together
+from gradscope.prescribe.training import TrainingChange, steps_of, training_change
+from gradscope.records import Effect, Finding, Remedy, Report, Treatment, Trial
+from gradscope.records.treatment import CLEAR
 from gradscope.store import find_run, read_run
 from gradscope.treat.effect import final_loss, improvement, paired_interval
 from gradscope.treat.patient import Patient, admit, draw_batches
 from gradscope.treat.training import train
 
 MOST_REMEDIES = 8
-CLEAR = 0.02  # of the initial loss: a smaller gain isn't worth a change, however certain it is
 TRAINS_WELL = 0.5  # share of the initial loss that a patient which isn't ill removes within the budget
 
 Progress = Callable[[str, int, int], None]  # what is being tried, step, steps
@@ -66,6 +67,8 @@ def treat(
     """
     if steps < 10 or seeds < 1:
         raise GradscopeError(f"treat needs at least 10 steps and 1 seed; got {steps} and {seeds}")
+    if not time_limit > 0:  # nor NaN
+        raise GradscopeError(f"treat's time limit must be above 0 seconds, inf for none; got {time_limit:g}")
     plan = Plan(build, data, Path(run_dir), steps, time.monotonic() + time_limit, progress)
     _claim(plan)
     first = _patient_trial(plan, 0)
@@ -113,14 +116,39 @@ def _checked(remedies: str | Sequence[Remedy]) -> Iterator[Remedy]:
 
 def prescribed(report: Report) -> tuple[Remedy, ...]:
     """Return what the report prescribes for its root causes, most urgent first, each change once."""
+    roots = [finding for finding in report.findings if finding.caused_by is None]
     chosen: dict[str, Remedy] = {}
-    for finding in report.findings:
-        if finding.caused_by is None:
-            for remedy in finding.remedies:
-                chosen.setdefault(
-                    json.dumps(remedy.action or remedy.title, sort_keys=True, default=str), remedy
-                )
+    for remedy in (*_of_all(roots), *(remedy for finding in roots for remedy in finding.remedies)):
+        chosen.setdefault(json.dumps(remedy.action or remedy.title, sort_keys=True, default=str), remedy)
     return tuple(chosen.values())[:MOST_REMEDIES]
+
+
+def _of_all(roots: Sequence[Finding]) -> list[Remedy]:
+    """Return the first remedies of all root causes as one, as none of them alone takes the others away.
+
+    Those that would change the same thing again are left out; empty where fewer than two are left.
+    """
+    kept: list[Remedy] = []
+    changed: set[str] = set()
+    for finding in roots:
+        first = next((remedy for remedy in finding.remedies if remedy.action), None)
+        if first is None or finding.severity == "note":
+            continue
+        changes = {item for step in steps_of(first.action) for item in _changes(step)}
+        if not changes & changed:
+            kept.append(first)
+            changed |= changes
+    return [together(*kept)] if len(kept) > 1 else []
+
+
+def _changes(step: Mapping[str, Any]) -> set[str]:
+    """Return what a step of an action changes; rate and optimizer count as one."""
+    if step["do"] != "train":
+        return {str(step["do"])}
+    return {
+        "steps" if name in ("rate", "optimizer", "options", "clipping") else name
+        for name in set(step) - {"do"}
+    }
 
 
 def _claim(plan: Plan) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,40 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import gradscope
-from gradscope import read_run
-from gradscope.diagnose import Diagnosis, diagnose
-
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
-
-
-def _mse(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    return F.mse_loss(model(inputs), targets)
-
-
-def _judge(tmp_path: Path, build: Callable[[], nn.Module], loss: Loss = _mse, **options: float) -> Diagnosis:
-    """Train on a sine of four inputs, scaled by `scale`, and judge."""
-    torch.manual_seed(0)
-    inputs = torch.randn(256, 4)
-    targets, model = (2 * inputs[:, :1]).sin(), build()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2, weight_decay=options.get("decay", 0.0))
-    with gradscope.watch(model, optimizer, run_dir=tmp_path / "run", verbose=False) as scope:
-        for _ in range(60):
-            rows = torch.randint(0, 256, (64,))
-            optimizer.zero_grad()
-            value = loss(model, options.get("scale", 1.0) * inputs[rows], targets[rows])
-            value.backward()
-            optimizer.step()
-            scope.step(value)
-    return diagnose(read_run(tmp_path / "run"))
-
-
-def _body(width: int = 16, *end: nn.Module) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 1), *end)
-
-
-def _found(diagnosis: Diagnosis) -> list[str]:
-    return [finding.rule for finding in diagnosis.findings if finding.severity != "note"]
+from tests.diagnose.training import body, found, judge
 
 
 class _Product(nn.Module):
@@ -91,29 +57,29 @@ class _Listed(nn.Module):
 
 
 def test_tables_that_start_at_zero_are_named_where_their_product_has_no_gradient(tmp_path: Path) -> None:
-    first = _judge(tmp_path, lambda: _Product(0.0)).findings[0]
+    first = judge(tmp_path, lambda: _Product(0.0)).findings[0]
     assert (first.rule, set(first.layers)) == ("zero-gradient", {"left", "right"})
 
 
 def test_decay_of_tables_counts_as_that_of_weights(tmp_path: Path) -> None:
-    assert _found(_judge(tmp_path, lambda: _Product(0.3), decay=3.0))[:1] == ["excessive-weight-decay"]
+    assert found(judge(tmp_path, lambda: _Product(0.3), decay=3.0))[:1] == ["excessive-weight-decay"]
 
 
 def test_nan_is_placed_in_the_module_whose_own_code_makes_it(tmp_path: Path) -> None:
-    first = _judge(tmp_path, _Parts).findings[0]
+    first = judge(tmp_path, _Parts).findings[0]
     assert (first.rule, first.layers) == ("non-finite", ("root",))
 
 
 def test_parameters_in_a_plain_list_are_not_optimized(tmp_path: Path) -> None:
-    first = _judge(tmp_path, _Listed).findings[0]
+    first = judge(tmp_path, _Listed).findings[0]
     assert (first.rule, first.layers) == ("not-optimized", ("layers.0",))
 
 
 def test_inputs_are_judged_behind_an_identity(tmp_path: Path) -> None:
     def build() -> nn.Module:
-        return nn.Sequential(nn.Identity(), *_body())
+        return nn.Sequential(nn.Identity(), *body())
 
-    assert _found(_judge(tmp_path, build, scale=3e3))[:1] == ["unscaled-input"]
+    assert found(judge(tmp_path, build, scale=3e3))[:1] == ["unscaled-input"]
 
 
 @pytest.mark.filterwarnings("ignore:Using a target size")
@@ -123,7 +89,7 @@ def test_broadcast_shapes_are_found_without_the_shapes(tmp_path: Path, by_hand: 
         outputs = model(inputs)
         return ((outputs - targets) ** 2).mean() if by_hand else F.mse_loss(outputs, targets)
 
-    assert _found(_judge(tmp_path, lambda: _body(16, nn.Flatten(0)), loss))[:1] == ["output-mismatch"]
+    assert found(judge(tmp_path, lambda: body(16, nn.Flatten(0)), loss))[:1] == ["output-mismatch"]
 
 
 def test_one_layer_of_a_scalar_input_is_no_poor_initialization(tmp_path: Path) -> None:
@@ -132,7 +98,7 @@ def test_one_layer_of_a_scalar_input_is_no_poor_initialization(tmp_path: Path) -
         nn.init.normal_(model[0].weight, 0, 0.12)
         return model
 
-    assert "poor-initialization" not in _found(_judge(tmp_path, build))
+    assert "poor-initialization" not in found(judge(tmp_path, build))
 
 
 def test_bias_that_a_derivative_ignores_is_not_cut_off(tmp_path: Path) -> None:
@@ -141,14 +107,88 @@ def test_bias_that_a_derivative_ignores_is_not_cut_off(tmp_path: Path) -> None:
         slope = torch.autograd.grad(model(places).sum(), places, create_graph=True)[0][:, :1]
         return F.mse_loss(slope, targets)
 
-    assert "missing-gradient" not in _found(_judge(tmp_path, _body, loss))
+    assert "missing-gradient" not in found(judge(tmp_path, body, loss))
 
 
 def test_output_that_is_saturated_at_birth_and_stays_so_blocks_training(tmp_path: Path) -> None:
     def build() -> nn.Module:
-        model = _body(16, nn.Tanh())
+        model = body(16, nn.Tanh())
         with torch.no_grad():
             model[2].weight.mul_(3000)
         return model
 
-    assert set(_found(_judge(tmp_path, build))[:1]) & {"saturated-activation", "poor-initialization"}
+    assert set(found(judge(tmp_path, build))[:1]) & {"saturated-activation", "poor-initialization"}
+
+
+class _Silencing(nn.Module):
+    """Standardises over an axis of one entry."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs - inputs[:, None].mean(1)
+
+
+class _Length(nn.Module):
+    """The length of vectors, whose derivative at zero is 0 / 0."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.square().sum(1, keepdim=True).sqrt()
+
+
+class _Cell(nn.Module):
+    """A recurrence by hand over the sequence that is made of the inputs, twelve times."""
+
+    def __init__(self, activation: nn.Module, gain: float) -> None:
+        super().__init__()
+        self.enter, self.back = nn.Linear(3, 16), nn.Linear(16, 16, bias=False)
+        self.activation, self.leave = activation, nn.Linear(16, 1)
+        nn.init.orthogonal_(self.back.weight, gain)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        state = torch.zeros(len(inputs), 16)
+        for _ in range(12):
+            state = self.activation(self.enter(inputs[:, :3]) + self.back(state))
+        return self.leave(state)
+
+
+class _Made(nn.Module):
+    """Weights that are made by a layer, times weights that it makes too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maker = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 65))
+        nn.init.zeros_(self.maker[2].weight)
+        nn.init.zeros_(self.maker[2].bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        first, second, level = self.maker(inputs).split((32, 32, 1), 1)
+        return 0.0 * level + (first * second).sum(1, keepdim=True) + level.mean()
+
+
+def test_module_of_ones_own_that_makes_zeros_of_the_data_ends_the_signal(tmp_path: Path) -> None:
+    first = judge(tmp_path, lambda: nn.Sequential(_Silencing(), *body())).findings[0]
+    assert (first.rule, first.layers) == ("vanishing-signal", ("0",))
+
+
+def test_gradient_that_a_module_of_ones_own_breaks_is_placed_there(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 3, bias=False), _Length(), nn.Linear(1, 1))
+
+    first = judge(tmp_path, build, scale=0.0).findings[0]
+    assert (first.rule, first.layers) == ("non-finite", ("1",))
+
+
+def test_inputs_of_a_recurrence_by_hand_are_judged(tmp_path: Path) -> None:
+    assert found(judge(tmp_path, lambda: _Cell(nn.Tanh(), 0.9), scale=1e5))[:1] == ["unscaled-input"]
+
+
+def test_recurrence_by_hand_that_explodes_is_named(tmp_path: Path) -> None:
+    first = judge(tmp_path, lambda: _Cell(nn.ReLU(), 4.0)).findings[0]
+    assert (first.rule, first.layers) == ("exploding-gradient", ("back",))
+
+
+def test_products_of_zeros_leave_most_entries_without_a_gradient(tmp_path: Path) -> None:
+    assert "zero-gradient" in found(judge(tmp_path, _Made))
+
+
+def test_rate_that_a_schedule_takes_away_is_too_low(tmp_path: Path) -> None:
+    assert found(judge(tmp_path, body, steps=120, rate=0.3))[:1] == ["learning-rate-too-low"]

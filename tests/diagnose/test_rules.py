@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gradscope.diagnose import RULES, diagnose
 from gradscope.records import RULE_NAMES, Finding, Run
 from gradscope.settings import Settings
-from tests.diagnose.cases import CASES, Case, fading, of_layer, of_parameter, stuck, trains
+from tests.diagnose.cases import CASES, Case, fading, of_layer, of_parameter, stuck, trains, with_layers
 from tests.runs import mlp_run
 
 BY_NAME = {rule.name: rule for rule in RULES}
@@ -218,3 +218,30 @@ def test_rank_collapse_weighs_what_the_loss_did_and_how_alike_inputs_were(
     run = of_layer(of_layer(run, "net.0", activation_cosine=first), "net.16", activation_cosine=1 - 1e-7)
     found = check("rank-collapse", run)
     assert (found.severity if found else "") == severity
+
+
+def test_a_single_sharp_head_is_a_note_where_the_loss_is_stuck_and_nothing_where_it_trains() -> None:
+    for loss, expected in ((stuck, "note"), (trains, None)):
+        run = with_layers(
+            mlp_run(loss=loss),
+            lambda layer: replace(layer, role="attention") if layer.name == "net.4" else layer,
+        )
+        run = of_layer(run, "net.4", attention_entropy=0.6, attention_entropy_lowest=0.01)
+        found = check("attention-collapse", run)
+        assert (found and found.severity) == expected
+        if found:
+            assert "has a head that looks at one position only" in found.message
+            assert "1.0%" in found.message
+
+
+def test_attention_by_functions_is_judged_at_the_layer_that_it_feeds() -> None:
+    functions = ("ViewBackward0", "ScaledDotProductFlashAttentionForCpuBackward0")
+    run = with_layers(
+        mlp_run(loss=stuck),
+        lambda layer: replace(layer, functions=functions) if layer.name == "net.4" else layer,
+    )
+    found = check("attention-collapse", of_layer(run, "net.4", attention_entropy=0.01))
+    assert found is not None
+    assert found.severity in ("critical", "warning")
+    assert found.layers == ("net.4",)
+    assert BY_NAME["attention-collapse"].check(run, Settings()).reason.startswith("no attention shows")

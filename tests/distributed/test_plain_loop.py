@@ -13,8 +13,9 @@ from torch.nn.functional import cross_entropy
 from gradscope import read_run
 from gradscope.records import Run
 from tests.distributed.launching import launch
-from tests.distributed.programs import CLIP, RANKS, WRAPPERS, batches, build, train
+from tests.distributed.programs import BATCH, CLIP, RANKS, WRAPPERS, batches, build, train
 from tests.distributed.sameness import check_same
+from tests.observe.oracle import layers_of_step
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -39,6 +40,19 @@ def test_merged_statistics_are_those_of_one_process(trained: Path, whole: Run) -
     assert run.problems == ()
     assert run.info.ranks == RANKS
     check_same(run, whole)
+
+
+def test_the_merged_cosine_is_the_mean_of_those_within_each_rank_s_samples(trained: Path) -> None:
+    """Samples of two ranks are never compared: that would take a collective."""
+    seen = read_run(trained / "run").layer_table("activation_cosine").iloc[0]
+    x, size = batches()[0][0], BATCH // RANKS
+    parts = []
+    for rank in range(RANKS):
+        model = build().double()
+        mine = x[rank * size : (rank + 1) * size].double()
+        parts.append(layers_of_step(model, list(seen.index), lambda net=model, own=mine: net(own)))
+    expected = [sum(rows[name]["activation_cosine"] for rows in parts) / RANKS for name in seen.index]
+    assert seen.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_gradient_norm_is_that_of_a_plain_float64_computation(trained: Path) -> None:

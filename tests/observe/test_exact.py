@@ -287,3 +287,17 @@ def test_the_state_of_a_large_parameter_is_estimated_from_a_sample() -> None:
         ("gradient_norm", model.bias.grad.double().norm()),
     ):
         assert sink.parameter("bias", column, 2) == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_a_parameter_of_more_than_sixteen_million_entries() -> None:
+    """Some of torch's operations, such as quantile, refuse tensors of that size."""
+    model = nn.Embedding(1 << 18, 65, _weight=torch.full((1 << 18, 65), 0.5))
+    sink = record(
+        model, lambda m: m(torch.arange(4)).sum(), optimizer=torch.optim.SGD(model.parameters(), 0.1)
+    )
+    entries = (1 << 18) * 65
+    assert sink.parameter("weight", "count") == entries
+    assert sink.parameter("weight", "weight_norm") == pytest.approx(0.5 * math.sqrt(entries), rel=1e-6)
+    assert sink.parameter("weight", "weight_std") == pytest.approx(0.0, abs=1e-6)
+    assert sink.parameter("weight", "gradient_norm") == pytest.approx(math.sqrt(4 * 65), rel=1e-6)
+    assert sink.parameter("weight", "gradient_zero_fraction") == pytest.approx(1 - 4 / (1 << 18), abs=1e-9)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from gradscope.errors import SurgeryRefused
@@ -485,3 +485,35 @@ def test_warm_up_reaches_the_full_rate() -> None:
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx([0.025, 0.04375, 0.0625, 0.08125, 0.1, 0.1])
+
+
+def test_attention_is_drawn_anew_where_it_is_named() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    with torch.no_grad():
+        layer.self_attn.in_proj_weight.mul_(100)
+    action = {"do": "initialize", "scheme": "xavier", "layers": ["self_attn"]}
+    changed: Any = surgery.apply(action, layer, torch.randn(2, 3, 16))
+    assert float(changed.self_attn.in_proj_weight.detach().abs().max()) < 1
+    assert torch.equal(changed.linear1.weight, layer.linear1.weight)
+
+
+def test_torchs_recurrence_gets_another_nonlinearity() -> None:
+    model = nn.RNN(4, 4, nonlinearity="relu")
+    changed: Any = surgery.apply(
+        {"do": "replace-activation", "to": "tanh", "layers": ["0"]}, nn.Sequential(model)
+    )
+    assert changed[0].mode == "RNN_TANH"
+    assert float(changed(100 * torch.randn(3, 2, 4))[0].detach().abs().max()) <= 1
+    assert model.mode == "RNN_RELU"
+    with pytest.raises(SurgeryRefused, match="tanh and relu"):
+        surgery.apply({"do": "replace-activation", "to": "elu", "layers": ["0"]}, nn.Sequential(model))
+
+
+def test_an_activation_of_the_users_own_can_be_replaced_by_name() -> None:
+    class Exponential(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.exp()
+
+    model = nn.Sequential(nn.Linear(4, 4), Exponential(), nn.Linear(4, 1))
+    changed: Any = surgery.apply({"do": "replace-activation", "to": "relu", "layers": ["1"]}, model)
+    assert isinstance(changed[1], nn.ReLU)

@@ -105,3 +105,15 @@ def test_the_place_of_the_damage_is_named() -> None:
     document["layers"][0]["fan_in"] = "wide"
     with pytest.raises(DocumentError, match=r"layers\[0\].fan_in is 'wide', not int"):
         load_info(json.dumps(document).encode())
+
+
+def test_texts_that_utf8_cannot_hold_are_spelled_out_also_in_older_and_damaged_files() -> None:
+    layer = LayerInfo("\ud800", "Linear", "linear", options={"\udfff": "\ud801"})
+    spelled = LayerInfo(r"\ud800", "Linear", "linear", options={r"\udfff": r"\ud801"})
+    written = dump_info(RunInfo(1, "tests.Model", layers=(layer,)))
+    older = written.replace(rb"\\ud", rb"\ud")
+    assert older != written
+    for data in (written, older):
+        assert load_info(data).layers == (spelled,)
+    with pytest.raises(DocumentError, match="not valid JSON"):
+        load_info(written.replace(b"tests.Model", b"\xed\xa0\x80"))

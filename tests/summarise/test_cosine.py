@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gradscope.summarise import Between, mean_cosine
 from gradscope.summarise.cosine import LINE, LINES, ROWS
-from gradscope.summarise.host import cosine_in_place, is_compiled
+from gradscope.summarise.host import MOMENTS_WANTED, RESULT, is_compiled
+from gradscope.summarise.ledger import Ledger
 
 Measure = Callable[[Tensor, Between], float]
 
@@ -23,9 +24,10 @@ def by_torch(tensor: Tensor, between: Between) -> float:
 
 
 def in_place(tensor: Tensor, between: Between) -> float:
-    value = cosine_in_place(tensor, between)
-    assert value is not None
-    return value
+    ledger = Ledger(1, MOMENTS_WANTED)
+    ledger.read_as(0, between=between)
+    assert ledger.add(0, tensor)
+    return float(ledger.take()[2][RESULT, 0])
 
 
 @pytest.fixture(params=["torch", "compiled"])

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradscope.summarise import host
+from gradscope.summarise.batch import LINE, Batch
+from gradscope.summarise.ledger import Ledger
 from tests.summarise.test_statistics import DRAWS, check
 
 SIZES = (1, 31, 32, 33, 2047, 2048, 2049, 70_000)
@@ -22,10 +24,11 @@ def test_this_machine_has_the_compiled_passes() -> None:
 
 
 def moments(tensor: Tensor, limits: tuple[float, float] | None = None) -> np.ndarray:
-    ledger = host.Ledger(host.MOMENTS_WANTED)
-    assert ledger.add(0, tensor, limits)
+    ledger = Ledger(1, host.MOMENTS_WANTED)
+    ledger.read_as(0, limits)
+    assert ledger.add(0, tensor)
     owners, entries, results = ledger.take()
-    assert (owners, entries, len(ledger)) == ([0], [tensor.numel()], 0)
+    assert (owners.tolist(), entries.tolist(), len(ledger)) == ([0], [tensor.numel()], 0)
     return results[:, 0]
 
 
@@ -46,7 +49,7 @@ def test_every_number_of_a_batch(dtype: torch.dtype, size: int) -> None:
         torch.randn(size, dtype=dtype).relu(),
         torch.zeros(size).to(dtype),
     ]
-    batch = host.Batch(3)
+    batch = Batch(3)
     batch.point(tensors)
     for highs in (None, [0.5, 0.0, 1.0]):
         found = batch.measure(host.NORM_WANTED, highs)
@@ -96,15 +99,15 @@ def test_non_finite_entries_are_counted_and_blank_the_rest(
     ids=["transposed", "half", "integers", "empty", "complex", "negated", "sparse", "meta"],
 )
 def test_what_cannot_be_read_where_it_lies_is_refused(tensor: Tensor) -> None:
-    assert not host.Ledger(host.MOMENTS_WANTED).add(0, tensor)
+    assert not Ledger(1, host.MOMENTS_WANTED).add(0, tensor)
 
 
 def test_more_tensors_than_there_was_room_for() -> None:
-    ledger = host.Ledger(host.MAGNITUDES_WANTED)
+    ledger = Ledger(1000, host.MAGNITUDES_WANTED)
     for index in range(1000):
         assert ledger.add(index, torch.full((3,), float(index)))
     owners, _, results = ledger.take()
-    assert owners == results[host.HIGH].tolist() == list(range(1000))
+    assert owners.tolist() == results[host.HIGH].tolist() == list(range(1000))
 
 
 @settings(max_examples=60, deadline=None)
@@ -119,21 +122,32 @@ def test_live_units_are_those_above_zero_anywhere(
     axis = data.draw(st.integers(0, len(shape) - 1))
     seed = data.draw(st.integers(0, 100))
     tensor = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) - 1.0).relu().to(dtype)
-    marks = host.Marks()
-    marks.add(5, tensor, axis)
-    marks.add(5, torch.zeros_like(tensor), axis)
+    ledger = Ledger(6, host.MOMENTS_WANTED)
+    ledger.read_as(5, unit_axis=axis)
+    ledger.add(5, tensor)
+    ledger.add(5, torch.zeros_like(tensor))
     others = [other for other in range(len(shape)) if other != axis]
-    assert marks.take()[5].tolist() == (tensor.amax(others) > 0).tolist()
-    marks.add(5, torch.zeros_like(tensor), axis)
-    assert not marks.take()[5].any()
+    assert ledger.take_marks().active.tolist() == (tensor.amax(others) > 0).tolist()
+    ledger.add(5, torch.zeros_like(tensor))
+    assert not ledger.take_marks().active.any()
+
+
+def rectified(owners: int) -> Ledger:
+    """Return a ledger that marks the units along the second axis."""
+    ledger = Ledger(owners, host.MOMENTS_WANTED)
+    for owner in range(owners):
+        ledger.read_as(owner, unit_axis=1)
+    return ledger
 
 
 def test_units_of_many_layers_and_of_layers_that_change_their_width() -> None:
-    marks = host.Marks()
+    ledger = rectified(5)
     for width in (3, 5000, 7):
         for owner in range(5):
-            marks.add(owner, torch.eye(width)[: owner + 1], 1)
-        assert [units.sum() for units in marks.take().values()] == [
+            ledger.add(owner, torch.eye(width)[: owner + 1])
+        live = ledger.take_marks()
+        assert live.layers.tolist() == list(range(5))
+        assert [units.sum() for units in np.split(live.active, np.cumsum(live.sizes)[:-1])] == [
             min(owner + 1, width) for owner in range(5)
         ]
 
@@ -143,7 +157,7 @@ def test_changes_of_whole_and_sampled_tensors(dtype: torch.dtype) -> None:
     torch.manual_seed(2)
     tensors = [torch.randn(1000).to(dtype), torch.randn(77, 13).to(dtype).t(), torch.randn(5000).to(dtype)]
     lines = [None, None, torch.tensor([0, 3, 100])]
-    batch = host.Batch(3)
+    batch = Batch(3)
     batch.point(tensors)
     batch.reserve(lines)
     batch.keep()
@@ -155,13 +169,13 @@ def test_changes_of_whole_and_sampled_tensors(dtype: torch.dtype) -> None:
     batch.point(after)
     found = batch.change()
     exact = [(b.double() - a.double()) for a, b in zip(tensors, after, strict=True)]
-    sampled = torch.cat([exact[2][line * host.LINE : (line + 1) * host.LINE] for line in (0, 3, 100)])
+    sampled = torch.cat([exact[2][line * LINE : (line + 1) * LINE] for line in (0, 3, 100)])
     for value, change in zip(found, (exact[0], exact[1], sampled), strict=True):
         assert value == pytest.approx(float(change.norm()), rel=1e-6)
 
 
 def test_a_batch_follows_tensors_that_move() -> None:
-    batch = host.Batch(1)
+    batch = Batch(1)
     for value in (1.0, 2.0, 3.0):
         tensor = torch.full((100,), value)
         batch.point([tensor], steady=True)
@@ -180,7 +194,7 @@ def test_threads_change_no_number_but_the_order_of_sums(threads: int) -> None:
         torch.set_num_threads(threads)
         host.use_threads_of_torch()
         check(torch.from_numpy(moments(tensors[3])[:7]), tensors[3])
-        batch = host.Batch(len(tensors))
+        batch = Batch(len(tensors))
         batch.point(tensors)
         for found, tensor in zip(batch.measure(host.MOMENTS_WANTED).T, tensors, strict=True):
             check(torch.from_numpy(found[:7]), tensor)
@@ -193,8 +207,8 @@ def test_threads_change_no_number_but_the_order_of_sums(threads: int) -> None:
 def test_tensors_whose_memory_was_given_back_are_not_read(lines: Tensor | None) -> None:
     tensor = torch.ones(1000)
     tensor.untyped_storage().resize_(0)
-    assert not host.Ledger(host.MOMENTS_WANTED).add(0, tensor)
-    batch = host.Batch(1)
+    assert not Ledger(1, host.MOMENTS_WANTED).add(0, tensor)
+    batch = Batch(1)
     batch.point([tensor])
     batch.reserve([lines])
     batch.keep()
@@ -203,15 +217,15 @@ def test_tensors_whose_memory_was_given_back_are_not_read(lines: Tensor | None) 
 
 
 def test_copies_are_let_go_of_once_they_are_read() -> None:
-    batch = host.Batch(1)
+    batch = Batch(1)
     batch.point([torch.ones(50).half()])
     assert batch.measure(host.NORM_WANTED)[host.RMS, 0] == 1.0
     assert np.isnan(batch.measure(host.NORM_WANTED)[host.RMS, 0])
 
 
 def test_layers_that_change_their_width_in_every_step_take_no_more_room_for_it() -> None:
-    marks = host.Marks()
+    ledger = rectified(1)
     for width in range(1, 200):
-        marks.add(0, torch.ones(2, width), 1)
-        assert len(marks.take()[0]) == width
-    assert marks._used <= 2 * 200
+        ledger.add(0, torch.ones(2, width))
+        assert len(ledger.take_marks().active) == width
+    assert ledger._placed <= 2 * 200

@@ -117,7 +117,7 @@ def test_merged_calls_equal_the_whole(calls: list[list[float]]) -> None:
     tables = [moments_of_rows(torch.tensor([call], dtype=torch.float64)) for call in calls]
     counts = np.array([len(call) for call in calls], float)
     owners = np.ones(len(calls), np.intp)
-    merged, total = merge_calls(torch.cat(tables, 1).numpy(), counts, owners, 3)
+    merged, total = merge_calls(MOMENTS, torch.cat(tables, 1).numpy(), counts, owners, 3)
     whole = torch.tensor([value for call in calls for value in call], dtype=torch.float64)
     assert total.tolist() == [0.0, len(whole), 0.0]
     assert np.isnan(merged[:, [0, 2]]).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +16,16 @@ from torch import nn
 
 import gradscope
 from gradscope.errors import GradscopeError
-from gradscope.records import Remedy
+from gradscope.present.treatment import lead
+from gradscope.records import Effect, Finding, Remedy, Report, Treatment
 from gradscope.treat import treat
+from gradscope.treat.treatment import prescribed
+from tests.runs import mlp_run
 
 LOWER = Remedy("learning-rate", "Lower the rate", "", "", "", {"do": "train", "rate": 0.05})
 RAISE = Remedy("learning-rate", "Raise the rate", "", "", "", {"do": "train", "rate": 1e3})
 BY_HAND = Remedy("code", "Look at the data", "", "", "", {})
+CLIPPING = {"algorithm": "norm", "limit": 1e9}
 NONSENSE = Remedy("activation", "Replace what is not there", "", "", "", {"do": "no such operation"})
 
 
@@ -54,6 +59,68 @@ def test_what_helps_is_told_from_what_does_not(tmp_path: Path) -> None:
     assert Path(treatment.winner.trials[0].run, "run.json").exists()
 
 
+def _found(rule: str, *remedies: Remedy, **facts: Any) -> Finding:
+    return Finding(rule, facts.pop("severity", "critical"), "message", remedies=remedies, **facts)
+
+
+def test_several_root_causes_are_treated_together_first() -> None:
+    scale = Remedy(
+        "input-scaling", "Standardise the inputs", "", "", "", {"do": "train", "scale_inputs": True}
+    )
+    report = Report(
+        mlp_run(),
+        "ailing",
+        (
+            _found("output-mismatch", BY_HAND, LOWER),
+            _found("unscaled-input", scale),
+            _found("learning-rate-too-high", RAISE),  # would change the rate again
+            _found("dead-units", NONSENSE, caused_by="unscaled-input"),
+        ),
+    )
+    assert [remedy.title for remedy in prescribed(report)] == [
+        "Lower the rate, and standardise the inputs",
+        "Look at the data",
+        "Lower the rate",
+        "Standardise the inputs",
+        "Raise the rate",
+    ]
+    alone = replace(report, findings=(report.findings[0], _found("unscaled-input", scale, severity="note")))
+    assert prescribed(alone)[0] is BY_HAND
+
+
+def test_the_best_two_are_tried_together(tmp_path: Path) -> None:
+    other = Remedy("learning-rate", "Another rate", "", "two()", "", {"do": "train", "rate": 0.5})
+    treatment = treat(build(50.0), batches, [LOWER, other], steps=40, seeds=3, run_dir=tmp_path / "t")
+    both = treatment.combination
+    assert both is not None
+    assert both.remedy.title == "Another rate, and lower the rate"
+    assert both.remedy.code.startswith("two()")
+    assert len(both.trials) == 3
+    assert (
+        treatment.winner is treatment.effects[0]
+    )  # of two rates the later stands: together they gain nothing
+
+
+@pytest.mark.parametrize(("gain", "wins"), [(0.015, False), (0.05, True)])
+def test_both_together_win_only_where_that_is_clearly_better(gain: float, wins: bool, tmp_path: Path) -> None:
+    one = Effect(LOWER, (), 0.8, 0.5, 0.4, 0.6, 1.0, "helps")
+    both = replace(one, gained=one.gained + gain, cost=1.5)
+    treatment = Treatment(tmp_path, (), (), (one,), both, "repaired", 40, 3, True)
+    assert treatment.winner is (both if wins else one)
+
+
+def test_what_changes_nothing_is_said_not_to_help(tmp_path: Path) -> None:
+    idle = Remedy(
+        "clipping", "Clip what is never so large", "", "", "", {"do": "train", "clipping": CLIPPING}
+    )
+    treatment = treat(build(1e-6), batches, [idle], steps=20, seeds=3, run_dir=tmp_path / "t")
+    assert treatment.effects[0].outcome == "no clear effect"
+    assert treatment.effects[0].gained == 0
+    assert treatment.winner is None
+    assert treatment.verdict == "not repaired"
+    assert "No remedy that was tried has a clear effect" in lead(treatment)
+
+
 def test_a_patient_that_trains_well_is_not_ill(tmp_path: Path) -> None:
     treatment = treat(build(0.5), batches, [RAISE], steps=60, seeds=2, run_dir=tmp_path / "t")
     assert treatment.verdict == "not ill"
@@ -73,7 +140,7 @@ def test_a_treatment_is_deterministic(tmp_path: Path) -> None:
 
 
 def test_it_stops_at_its_time_limit_with_what_it_has_and_goes_on_later(tmp_path: Path) -> None:
-    stopped = treat(build(5.0), batches, [LOWER], steps=20, seeds=2, run_dir=tmp_path / "t", time_limit=0)
+    stopped = treat(build(5.0), batches, [LOWER], steps=20, seeds=2, run_dir=tmp_path / "t", time_limit=1e-6)
     assert not stopped.complete
     assert len(stopped.patient) == 1
     assert stopped.effects[0].outcome == "not tried"
@@ -206,6 +273,9 @@ def test_a_patient_that_cannot_be_trained_is_said_in_one_line(tmp_path: Path) ->
 def test_bad_arguments_are_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(GradscopeError, match="at least 10 steps"):
         treat(build(0.5), batches, [], steps=2, run_dir=tmp_path / "t")
+    for limit in (0, -3, math.nan):
+        with pytest.raises(GradscopeError, match="above 0 seconds"):
+            treat(build(0.5), batches, [], steps=10, run_dir=tmp_path / "t", time_limit=limit)
     with pytest.raises(GradscopeError, match="prescribed"):
         treat(build(0.5), batches, "all", steps=10, seeds=1, run_dir=tmp_path / "t")
 

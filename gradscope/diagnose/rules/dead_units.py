@@ -101,7 +101,8 @@ def _behind_zero_weights(run: Run, name: str) -> bool:
     """Say whether a layer is silent because weights before it started at zero, which is another ailment."""
     depth = run.layer(name).depth
     before = [item.weight for item in weight_layers(run) if item.layer.depth <= depth]
-    return not skips(run) and any(weight.initial.get("absmax") == 0 for weight in before)
+    zero = {weight.name for weight in before if weight.initial.get("absmax") == 0}
+    return bool(zero) and (not skips(run) or bool(zero.intersection(_sources(run, name))))
 
 
 def _sources(run: Run, name: str) -> tuple[str, ...]:

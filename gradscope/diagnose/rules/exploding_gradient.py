@@ -70,7 +70,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
 def _recurrent(run: Run, settings: Settings) -> Finding | None:
     """Find gradients that explode through time: over the other layers', or in bursts."""
     items = architecture.weight_layers(run)
-    recurrent = [item for item in items if item.layer.role == "recurrent"]
+    looped = {item.layer.name for item in recurrences(run)}
+    recurrent = [item for item in items if item.layer.role == "recurrent" or item.layer.name in looped]
     if not recurrent:
         return None
     loss = outcome(run, settings)
@@ -81,10 +82,13 @@ def _recurrent(run: Run, settings: Settings) -> Finding | None:
     outside = [index for index, item in enumerate(items) if item not in recurrent]
     excess = _excess(values, inside, outside)
     bursts = _bursts(run, settings)
-    large = excess >= math.log(settings.exploding_ratio)
-    large |= broken(run) & _predicted(run, settings) & np.isfinite(column(run, "loss"))
+    # Of layers in a loop the others' gradients say little: they may lie before it, where a gradient vanished.
+    own = any(item.layer.role == "recurrent" for item in recurrent)
+    large = (excess >= math.log(settings.exploding_ratio)) & own
+    hopeless = broken(run) or loss.progress == "stuck"
+    large |= hopeless & _predicted(run, settings) & np.isfinite(column(run, "loss"))
     stretch = longest_stretch(large, run, lasting(run, settings))
-    if stretch is None and np.nansum(bursts) < settings.patience:
+    if stretch is None and (not own or np.nansum(bursts) < settings.patience):
         return None
     rows = np.flatnonzero(bursts if stretch is None else large)
     steps = run.steps["step"].to_numpy()[rows]

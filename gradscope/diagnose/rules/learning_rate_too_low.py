@@ -17,7 +17,7 @@ Remedies
 A higher learning rate (with a figure), Adam instead of SGD.
 
 Evidence
-update_ratio (median over weights and steps), total_change (update ratio × steps), largest_change (that of
+update_ratio (median over weights and steps), total_change (its sum over all steps), largest_change (that of
 the layer that moves most, under Adam and its kin), lr, suggested_factor,
 loss_improvement.
 
@@ -33,7 +33,7 @@ import numpy as np
 
 from gradscope.diagnose.outcome import outcome
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import median, require_steps, steps_of
+from gradscope.diagnose.series import Array, median, require_steps, steps_of
 from gradscope.diagnose.updates import learning_rate, update_ratios
 from gradscope.diagnose.wording import present
 from gradscope.records import Finding, Run
@@ -54,12 +54,14 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     loss = outcome(run, settings)
     level = median(ratios)
     highest = float(np.nanmax([median(ratios[:, index]) for index in range(len(items))]))
+    moved = _moved(run, ratios)
+    total, largest = median(moved), float(np.nanmax(moved))
     rate, steps = learning_rate(run), int(steps_of(run)[-1]) + 1
-    if loss.progress == "trains" or not level > 0:
+    if loss.progress == "trains" or not total > 0:
         return None
     tiny = level < settings.update_ratio_low and highest < 10 * settings.update_ratio_low
     ended = run.info.status != "running" and steps >= FEWEST_STEPS
-    still = ended and max(level, highest / 10) * steps < MOVED[loss.progress]
+    still = ended and max(total, largest / 10) < MOVED[loss.progress]
     require(still or loss.progress != "unknown", "whether the loss improves can't be judged")
     if not (tiny or still):
         return None
@@ -74,17 +76,25 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         int(steps_of(run)[0]),
         int(steps_of(run)[-1]),
         f"Updates of 1e-4 to 1e-2 of a weight's size are usual; over {steps} steps these sum to "
-        f"{level * steps:.2g} at most.",
+        f"{total:.2g} at most.",
         present(
             update_ratio=level,
-            total_change=level * steps,
+            total_change=total,
             # Under plain gradient descent a gradient that fades also shrinks the steps.
-            largest_change=highest * steps if _normalizes(run) else math.nan,
+            largest_change=largest if _normalizes(run) else math.nan,
             lr=rate,
-            suggested_factor=max(1.0, HEALTHY_RATIO / level),
+            suggested_factor=max(1.0, HEALTHY_RATIO / level) if level > 0 else math.nan,
             loss_improvement=loss.improvement,
         ),
     )
+
+
+def _moved(run: Run, ratios: Array) -> Array:
+    """Return each weight's |update| / |weight| summed over all steps; a recorded step stands for those up to
+    the next one."""
+    spans = np.diff(np.append(steps_of(run), steps_of(run)[-1] + 1))
+    known = np.isfinite(ratios).any(axis=0)
+    return np.where(known, np.nansum(ratios * spans[:, None], axis=0), np.nan)
 
 
 def _normalizes(run: Run) -> bool:

@@ -1,20 +1,23 @@
-"""The loss rises instead of falling, and ends far above where it was.
+"""The loss rises far above where it was, or falls without any bound.
 
 What it finds
 A final loss (median of the last recorded steps) of more than twice the initial one, or one that rose from
-its lowest level by as much, far beyond the scatter between steps.
+its lowest level by as much, far beyond the scatter between steps. Or a loss below zero that falls ever
+faster, to more than ten times what it was, with outputs that grow as much: it has no minimum.
 
 Why it hurts
-What was learned is lost.
+What was learned is lost; or what is learned is only to be large.
 
 What it is not
-Noise, spikes that heal, and losses that needn't fall: those of adversarial or reinforcement learning.
+Noise, spikes that heal, and losses that needn't fall: those of adversarial or reinforcement learning; a
+log-likelihood of densities, which may be negative.
 
 Remedies
-A lower learning rate, clipping, warm-up; look at the causes listed with it.
+A lower learning rate, clipping, warm-up; look at the causes listed with it. The sign and the weights of the
+loss's terms where it has no minimum.
 
 Evidence
-initial_loss, best_loss, final_loss, loss_noise, loss_improvement.
+initial_loss, best_loss, final_loss, loss_noise, loss_improvement; unbounded (1 if it falls without bound).
 
 References
 Goodfellow et al. 2016, chapter 8.
@@ -24,14 +27,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.diagnose.outcome import outcome
+from gradscope.diagnose.architecture import output_layers
+from gradscope.diagnose.outcome import Outcome, outcome
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import column, require_steps, steps_of
+from gradscope.diagnose.series import column, median, require_steps, steps_of
 from gradscope.diagnose.wording import present
 from gradscope.records import Finding, Run
 from gradscope.settings import Settings
 
 NAME = "loss-divergence"
+GROWTH = 10  # times which a loss without a minimum, and the outputs with it, grow in a run
 
 
 def detect(run: Run, settings: Settings) -> Finding | None:
@@ -42,6 +47,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         np.isfinite(loss.final) and len(run.info.optimizers) <= 1,
         "the loss needn't fall here or wasn't recorded",
     )
+    if _falls_without_bound(run, loss):
+        return _unbounded(run, loss)
     reference = max(abs(loss.initial), abs(loss.best))
     rise = loss.final - loss.best
     if (
@@ -70,4 +77,37 @@ def detect(run: Run, settings: Settings) -> Finding | None:
             loss_noise=loss.noise,
             loss_improvement=loss.improvement,
         ),
+    )
+
+
+def _falls_without_bound(run: Run, loss: Outcome) -> bool:
+    """Say whether a negative loss falls faster and faster, together with outputs that grow and grow."""
+    losses = column(run, "loss")
+    losses = losses[np.isfinite(losses)]
+    if not loss.final < -GROWTH * abs(loss.initial) or loss.initial - loss.final < 6 * loss.noise:
+        return False
+    middle = median(losses[len(losses) // 2 - 2 : len(losses) // 2 + 3])
+    sizes = run.layer_table("activation_rms")
+    grown = []
+    for name in output_layers(run):
+        if name in sizes:
+            size = sizes[name].to_numpy()
+            start, halfway, end = (
+                median(part) for part in (size[:5], size[len(size) // 2 - 2 :][:5], size[-5:])
+            )
+            grown.append(end > GROWTH * start and end - halfway > halfway - start)
+    return middle - loss.final > loss.initial - middle and any(grown)
+
+
+def _unbounded(run: Run, loss: Outcome) -> Finding:
+    return Finding(
+        NAME,
+        "critical",
+        f"The loss falls without bound, from {loss.initial:.3g} to {loss.final:.3g}, ever faster.",
+        (),
+        (),
+        int(steps_of(run)[0]),
+        int(steps_of(run)[-1]),
+        "It has no minimum: a term has the wrong sign or a weight outside its range, so outputs only grow.",
+        present(initial_loss=loss.initial, final_loss=loss.final, loss_noise=loss.noise, unbounded=1.0),
     )

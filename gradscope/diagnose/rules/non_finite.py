@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradscope.diagnose.architecture import RESHAPING, consumers, operations, passes_as_is, producers
+from gradscope.diagnose.architecture import RESHAPING, consumers, operations, own_code_before, passes_as_is
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import column, steps_of
 from gradscope.diagnose.wording import present
@@ -39,6 +39,11 @@ from gradscope.records import Event, Finding, LayerInfo, Run
 from gradscope.settings import Settings
 
 NAME = "non-finite"
+# Functions whose derivative is finite wherever its factors are, beside those that change a shape.
+TAME = (
+    *("Add", "Addmm", "Bmm", "Cat", "Clone", "Index", "Mean", "Mm", "Mul", "Select", "Slice", "Split"),
+    *("Stack", "Sub", "Sum", "Tanh", "Sigmoid", "Relu", "Softmax"),
+)
 NAMED = re.compile(r"(?<![a-z])(nans?|infs?|infinity|infinite|non-?finite)(?![a-z])", re.IGNORECASE)
 
 
@@ -192,34 +197,16 @@ def _places(run: Run, birth: Birth) -> tuple[str, ...]:
         return (birth.name,)
     layer = ran[birth.name]
     if birth.phase == "forward":
-        return (_container(run, layer) or layer.name,)
+        return (own_code_before(run, layer) or layer.name,)
     taking = [item for item in consumers(run, layer.name) if item.depth > layer.depth]
     # Its own backward pass made it from a gradient that was finite, if nothing else lies between.
-    made = [item for item in taking if passes_as_is(layer, item)]
+    made = [item for item in taking if passes_as_is(layer, item) or _only_own_code_divides(item)]
     return (made[0].name,) if len(taking) == 1 and made else (layer.name,)
 
 
-def _container(run: Run, layer: LayerInfo) -> str:
-    """Return the module whose own code lies between a layer and the finite outputs that it takes, "" if none.
-
-    Its parts are watched, what its code does with their outputs is not.
-    """
-    if not layer.functions or all(name in RESHAPING for name in operations(layer.functions)):
-        return ""
-    around = [parent for source in producers(run, layer) for parent in _parents(source.name)]
-    around = [parent for parent in around if not layer.name.startswith(parent + ".")]
-    calls_own_code = [name for name in around if name not in _sequences(run)]
-    return max(calls_own_code, key=len, default="")
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:count]) for count in range(1, len(parts))]
-
-
-def _sequences(run: Run) -> set[str]:
-    """Return the modules whose parts are numbered: a list or a sequence, which computes nothing itself."""
-    return {layer.name.rpartition(".")[0] for layer in run.info.layers if layer.name.split(".")[-1].isdigit()}
+def _only_own_code_divides(layer: LayerInfo) -> bool:
+    """Say whether a user's own module makes gradients that may be infinite, and what leads to it doesn't."""
+    return layer.role == "other" and set(operations(layer.functions)) <= {*RESHAPING, *TAME}
 
 
 def _layer_of(run: Run, name: str) -> tuple[str, ...]:

@@ -19,9 +19,8 @@ Code: the output or loss that fits, with the lines to change; scaled targets.
 
 Evidence
 mismatch (1 one-unit softmax, 2 activation applied twice, 3 rectified output, 4 no logarithm, 5 broadcast
-shapes, 6 range too small, 7 sign, 8 targets' scale, 9 rectified regression, 10 softmax of several labels),
-final_loss, target_rms,
-loss_improvement.
+shapes, 6 range too small, 7 sign, 8 targets' scale, 9 rectified regression, 10 softmax of several labels,
+11 at its bound for every sample), final_loss, target_rms, loss_improvement.
 
 References
 torch documentation of the loss functions; Goodfellow et al. 2016, section 6.2.2.
@@ -46,7 +45,7 @@ from gradscope.diagnose.architecture import (
 from gradscope.diagnose.outcome import Outcome, outcome, severity
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import log, median, require_steps, steps_of
-from gradscope.diagnose.squared_error import SquaredError, squared_error
+from gradscope.diagnose.squared_error import HIDING, SquaredError, squared_error
 from gradscope.diagnose.wording import present
 from gradscope.records import Finding, LayerInfo, Run
 from gradscope.settings import Settings
@@ -60,6 +59,7 @@ LOST_SCALE = (
     0.5  # of the factor c in loss = c mean(r²), which is constant unless the loss isn't what it seems
 )
 WOBBLE = 0.05  # its typical relative change from one recorded step to the next
+PINNED = 0.02  # share of a bounded output's range within which it lies at its bound
 HELD_BACK = 0.5  # share of the squared error at the output that a rectifier lets not through
 # Functions that a loss consists of, and those that may stand between it and the output it judges.
 LOSSES = (*ERRORS, "NllLoss", "NllLoss2D", "LogSoftmax", "CrossEntropyLoss", "BinaryCrossEntropyWithLogits")
@@ -79,6 +79,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     found = _mismatch(run, functions, outputs, loss.final)
     if found is None and squared is not None:
         found = _residuals(run, squared, loss, settings)
+    if found is None and loss.progress != "trains":
+        found = _pinned(run, outputs, settings)
     if found is None:
         return None
     number, message, cause = found
@@ -233,11 +235,18 @@ def _residuals(run: Run, squared: SquaredError, loss: Outcome, settings: Setting
             f"{name} can only give {low:g} to {high:g}, the targets lie outside.",
             f"It misses one by {missed:.3g}, which is impossible if they lay inside.",
         )
-    if activation in RECTIFIED and _held_back(run, last, tail) > HELD_BACK:
+    if _cuts_off(run, last, tail) and _held_back(run, last, tail) > HELD_BACK:
         return (
             9,
-            f"The rectifier {last.name} at the output holds back most of the error.",
-            "Where it gives 0 no gradient passes, and no target below 0 can be reached.",
+            f"{last.name} at the output holds back most of the error.",
+            "Where it gives 0 no gradient passes, and no target beyond can be reached.",
+        )
+    size = median(squared.size[tail])
+    if squared.hidden and HIDING * size < settings.input_low:
+        return (
+            8,
+            f"The targets are far smaller than what {name} gives, {size:.2g}: they don't show in its error.",
+            f"A network starts with outputs near 1 and moves them by small steps; {loss.text}.",
         )
     scale = _target_rms(run, squared)
     if not settings.input_low < scale < settings.input_high and median(squared.size[tail]) > 0.5 * scale:
@@ -247,6 +256,37 @@ def _residuals(run: Run, squared: SquaredError, loss: Outcome, settings: Setting
             f"A network starts with outputs near 1 and moves them by small steps; {loss.text}.",
         )
     return None
+
+
+def _pinned(run: Run, outputs: list[LayerInfo], settings: Settings) -> Mismatch | None:
+    """Find a bounded output that lies at one of its bounds, while the loss still pushes it beyond."""
+    if len(outputs) != 1 or outputs[0].activation not in ("sigmoid", "tanh", "hardtanh"):
+        return None
+    layer, tail = outputs[0], slice(-max(settings.patience, len(run.steps) // 10), None)
+    low, high = RANGE[str(layer.activation)]
+    mean, deviation, pushed = (
+        run.layer_table(name)[layer.name].to_numpy()
+        for name in ("activation_mean", "activation_std", "signal_rms")
+    )
+    level, near = median(mean[tail]), PINNED * (high - low)
+    still = median(pushed[tail]) > median(pushed[: settings.patience]) / 2
+    if not (still and median(deviation[tail]) < near and not low + near < level < high - near):
+        return None
+    return (
+        11,
+        f"{layer.name} can only give {low:g} to {high:g}, and gives {level:.3g} for every sample.",
+        "The loss goes on pushing it as hard as at the start: what it wants lies beyond.",
+    )
+
+
+def _cuts_off(run: Run, layer: LayerInfo, rows: slice) -> bool:
+    """Say whether a layer sets outputs to zero: a rectifier, or a function of the user's own that does it."""
+    if layer.activation in RECTIFIED:
+        return True
+    zeros = run.layer_table("activation_zero_fraction")
+    before = [median(zeros[source.name].to_numpy()[rows]) for source in producers(run, layer)]
+    own = median(zeros[layer.name].to_numpy()[rows])
+    return layer.role == "other" and not layer.parameters and len(before) == 1 and own > 0.5 > before[0]
 
 
 def _held_back(run: Run, layer: LayerInfo, rows: slice) -> float:

@@ -1,7 +1,7 @@
 """Outputs that are nearly the same for every token or sample.
 
 What it finds
-A layer from which on the outputs' rows (tokens of a sample, or samples of a batch) have a mean cosine above
+The layer from which on the outputs' rows (tokens of a sample, or samples of a batch) have a mean cosine above
 0.999 with one another, at under 1 % of the first layer's distance from 1, while the loss hardly falls.
 
 Why it hurts
@@ -53,6 +53,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     limit = max(settings.cosine_share, 1 - _LEFT * (1 - first))
     held = {}
     for name in table.columns:
+        if (run.layer(str(name)).output_shape or (0,))[-1] == 1:
+            continue  # the cosine of single numbers is 1 or -1
         stretch = longest_stretch(table[name].to_numpy() > limit, run, settings.patience)
         if stretch is not None and stretch.ongoing and run.layer(str(name)).activation != "softmax":
             held[str(name)] = stretch
@@ -65,7 +67,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         NAME,
         "note" if learns else severity(loss),
         f"From {layers[0]} on the outputs are nearly the same for every row: {listed(layers)}.",
-        tuple(layers),
+        (layers[0],),
         (),
         min(stretch.first_step for stretch in held.values()),
         max(stretch.last_step for stretch in held.values()),

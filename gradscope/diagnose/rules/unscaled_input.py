@@ -30,7 +30,15 @@ import math
 
 import numpy as np
 
-from gradscope.diagnose.architecture import WeightLayer, names, producers, unshaped, weight_layers, weights
+from gradscope.diagnose.architecture import (
+    WeightLayer,
+    consumers,
+    names,
+    producers,
+    unshaped,
+    weight_layers,
+    weights,
+)
 from gradscope.diagnose.outcome import outcome, severity
 from gradscope.diagnose.recurrence import FEWEST_CALLS, recurrences
 from gradscope.diagnose.rule import require
@@ -83,12 +91,21 @@ def detect(run: Run, settings: Settings) -> Finding | None:
 def _takes_data(run: Run, item: WeightLayer) -> bool:
     """Say whether data reach a layer as they are, perhaps beside embeddings.
 
-    A layer that runs again and again in a step, as in a loop over time, takes what it gave itself.
+    A layer that runs again and again in a step, as in a loop over time, takes what it gave itself, unless
+    what it gives is added to what another makes of the state.
     """
     sources = [unshaped(run, source) for source in producers(run, item.layer)]
     raw = all(source.role in (*CARRIERS, "embedding") and not source.parameters for source in sources)
     mixed = any(source.role == "embedding" for source in sources) and _wider(item, sources)
-    return (raw or mixed) and (item.layer.role == "recurrent" or item.layer.calls < FEWEST_CALLS)
+    looped = item.layer.role != "recurrent" and item.layer.calls >= FEWEST_CALLS
+    return (raw or mixed) and (not looped or _beside_state(run, item.layer))
+
+
+def _beside_state(run: Run, layer: LayerInfo) -> bool:
+    """Say whether what a layer gives at each step is joined with what a square layer makes of the state."""
+    joined = [run.layer(name) for item in consumers(run, layer.name) for name in item.inputs]
+    square = [item for item in joined if item.fan_in and item.fan_in == item.fan_out]
+    return layer not in square and any(item.calls == layer.calls for item in square)
 
 
 def _wider(item: WeightLayer, sources: list[LayerInfo]) -> bool:

@@ -2,7 +2,8 @@
 
 What it finds
 Trained weights whose gradient is exactly zero in at least 80 % of the recorded steps, and the layer where
-it is lost: the first whose output is zero, or else, coming from the loss, where the signal ends.
+it is lost: the first whose output is zero, or else, coming from the loss, where the signal ends. Also, where
+the loss is stuck, inner weights of which more than 95 % of the entries have a gradient of exactly zero.
 
 Why it hurts
 These weights don't move, whatever the learning rate.
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.diagnose.architecture import producers, skips
+from gradscope.diagnose.architecture import producers, skips, weight_layers
 from gradscope.diagnose.outcome import outcome
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import median, require_steps, steps_of
@@ -37,6 +38,7 @@ from gradscope.settings import Settings
 
 NAME = "zero-gradient"
 LASTING = 0.8
+IDLE = 0.95  # share of a weight's entries
 
 
 def detect(run: Run, settings: Settings) -> Finding | None:
@@ -50,7 +52,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     shares = np.array([_zero_share(values[:, index]) for index in range(len(known))])
     zero = [item for item, share in zip(known, shares, strict=True) if share >= LASTING]
     if not zero:
-        return None
+        return _nearly_all(run, known, settings)
     rows = np.flatnonzero((table[[item.name for item in zero]].to_numpy() == 0).any(axis=1))
     share = len(zero) / len(known)
     loss = outcome(run, settings)
@@ -58,7 +60,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     layers = [item.layer for item in zero]
     empty = tuple(layer.name for layer in _empty(run, zero))
     since_start = bool(rows[0] <= 1)
-    if share <= 0.5 and (loss.progress == "trains" or (loss.progress == "slow" and not since_start)):
+    useless = share <= 0.5 and not (since_start and _all_first(run, zero))
+    if useless and (loss.progress == "trains" or (loss.progress == "slow" and not since_start)):
         return None  # they learned while they had a gradient, or aren't needed
     severe = share > 0.5 or loss.progress == "stuck"
     return Finding(
@@ -72,6 +75,41 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         why,
         present(zero_share=share, zero_steps=float(np.median(shares)), loss_improvement=loss.improvement),
     )
+
+
+def _nearly_all(run: Run, weights: list[ParameterInfo], settings: Settings) -> Finding | None:
+    """Find weights nearly all of whose entries have no gradient, in a run that is stuck.
+
+    Rare inputs leave entries of the first weights without one, and dead units have a rule of their own.
+    """
+    loss = outcome(run, settings)
+    first = {item.weight.name for item in weight_layers(run) if item.place == 0}
+    table = run.parameter_table("gradient_zero_fraction")
+    rows = slice(-max(settings.patience, len(run.steps) // 2), None)
+    shares = {item.name: median(table[item.name].to_numpy()[rows]) for item in weights}
+    idle = [item for item in weights if shares[item.name] > IDLE and item.name not in first]
+    idle = [item for item in idle if item.role == "weight"]
+    dead = run.layer_table("activation_dead_unit_fraction").to_numpy()[rows]
+    if loss.progress != "stuck" or not idle or (np.nan_to_num(dead) > 0.5).any():
+        return None
+    return Finding(
+        NAME,
+        "critical",
+        f"{shares[idle[0].name]:.1%} of the entries of {idle[0].name} get a gradient of exactly zero.",
+        tuple(dict.fromkeys(item.layer for item in idle)),
+        tuple(item.name for item in idle),
+        int(steps_of(run)[0]),
+        int(steps_of(run)[-1]),
+        f"What {idle[0].layer} gives hardly matters to the loss: it is multiplied by zeros, or not used.",
+        present(zero_share=shares[idle[0].name], zero_steps=1.0, loss_improvement=loss.improvement),
+    )
+
+
+def _all_first(run: Run, zero: list[ParameterInfo]) -> bool:
+    """Say whether all weights that take the input are among them, so that nothing is learned of it there."""
+    names = {item.name for item in zero}
+    first = [item.weight.name for item in weight_layers(run) if item.place == 0]
+    return bool(first) and names.issuperset(first)
 
 
 def _zero_share(values: np.ndarray) -> float:

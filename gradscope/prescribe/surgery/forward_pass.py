@@ -70,7 +70,7 @@ class _OneLevel(fx.Tracer):
 def trace(owner: nn.Module) -> fx.Graph:
     """Return a graph of a module's own forward(), which may be edited; SurgeryRefused says why there is none.
 
-    Arguments that default to None are taken as None, and the rewritten code checks that they are. Code that
+    Arguments that default to None or a bool are taken as that, and the rewritten code checks it. Code that
     takes another way in training than in evaluation is refused, but for the `training` argument of functions.
     """
     present = owner.__dict__.get("forward")
@@ -80,6 +80,8 @@ def trace(owner: nn.Module) -> fx.Graph:
         raise SurgeryRefused(
             f"forward() of {type(owner).__name__} was replaced already; start from a fresh model"
         )
+    if type(owner).__module__.startswith("torch.") and not isinstance(owner, nn.Sequential):
+        raise SurgeryRefused(f"{type(owner).__name__} is torch's own; put a module of yours in its place")
     mode = {module: module.training for module in owner.modules()}
     try:
         owner.train()
@@ -134,20 +136,23 @@ def owners(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _traced(owner: nn.Module) -> fx.Graph:
     optional = {
-        name: None
+        name: argument.default
         for name, argument in inspect.signature(type(owner).forward).parameters.items()
-        if argument.default is None
+        if argument.default is None or isinstance(argument.default, bool)
     }
     try:
         graph = _OneLevel().trace(owner, concrete_args=optional or None)
     except Exception as error:
         raise SurgeryRefused(
-            f"torch.fx can't follow forward() of {where(owner)}: {str(error).splitlines()[0]}; edit it by "
-            "hand"
+            f"torch.fx can't follow forward() of {where(owner)}: {_first_sentence(error)}; edit it by hand"
         ) from error
     for node in list(graph.nodes):
         _follow_training_mode(graph, node)
     return graph
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
 
 
 def _follow_training_mode(graph: fx.Graph, node: fx.Node) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from gradscope.errors import SurgeryRefused
-from gradscope.prescribe.gains import scheme_for
+from gradscope.prescribe.gains import EMBEDDING_SPREAD, scheme_for
 from gradscope.prescribe.surgery.running import run
 from gradscope.prescribe.surgery.structure import RECURRENT, Levels, weighted
 
@@ -31,6 +31,7 @@ def _orthogonal(weight: Tensor) -> None:
     weight.copy_(nn.init.orthogonal_(drawn))  # its QR decomposition knows no 16-bit numbers
 
 
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 SCHEMES: dict[str, Callable[[Tensor], object]] = {
     "he": _he,
     "lecun": _lecun,
@@ -48,6 +49,8 @@ def initialize(model: nn.Module, action: Mapping[str, Any], batch: Any) -> None:
         chosen = scheme.get(name, "own") if isinstance(scheme, Mapping) else scheme
         if isinstance(layer, RECURRENT):
             _initialize_recurrence(layer)
+        elif isinstance(layer, EMBEDDINGS):
+            _initialize_embedding(layer)
         elif isinstance(layer, nn.MultiheadAttention):
             _initialize_attention(layer)
         else:
@@ -58,10 +61,7 @@ def initialize(model: nn.Module, action: Mapping[str, Any], batch: Any) -> None:
 
 def activation_behind(levels: Levels, name: str) -> str | None:
     """Return the activation that a layer's output goes through, None if there is none to be seen."""
-    try:
-        behind = levels.behind(name)
-    except SurgeryRefused:
-        return None
+    behind = levels.behind_if_seen(name)
     return behind.level.activation(behind.activation) if behind else None
 
 
@@ -77,12 +77,12 @@ def _layers(model: nn.Module, names: list[str] | None) -> dict[str, nn.Module]:
         known |= {
             name: module
             for name, module in model.named_modules()
-            if isinstance(module, nn.MultiheadAttention)
+            if isinstance(module, (nn.MultiheadAttention, *EMBEDDINGS))
         }
         missing = [name for name in names if name not in known]
         if missing:
             raise SurgeryRefused(
-                f"{missing[0]!r} is no linear, convolution, recurrent or attention layer of the model"
+                f"{missing[0]!r} is no linear, convolution, recurrent, attention or embedding layer"
             )
         chosen = {name: known[name] for name in names}
     if not chosen:
@@ -115,13 +115,13 @@ def _draw(name: str, layer: nn.Module, scheme: str, levels: Levels) -> None:
             bias.zero_()
 
 
-def _initialize_recurrence(layer: nn.Module) -> None:
+def _initialize_recurrence(layer: nn.RNNBase | nn.RNNCellBase) -> None:
     """Make each gate's recurrent block orthogonal, and open the forget gates (Jozefowicz et al. 2015)."""
     gated = isinstance(layer, (nn.LSTM, nn.LSTMCell))
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
             if "weight_hh" in name:
-                for gate in parameter.split(parameter.shape[1]):
+                for gate in parameter.split(layer.hidden_size):
                     _orthogonal(gate)
             elif "weight_ih" in name:
                 nn.init.xavier_uniform_(parameter)
@@ -142,6 +142,14 @@ def _initialize_attention(layer: nn.MultiheadAttention) -> None:
         bias = layer._parameters.get("in_proj_bias")
         if bias is not None:
             bias.zero_()
+
+
+def _initialize_embedding(layer: nn.Embedding | nn.EmbeddingBag) -> None:
+    """Draw a table's rows, but leave the one that fills up at zero."""
+    with torch.no_grad():
+        layer.weight.normal_(0, EMBEDDING_SPREAD)
+        if layer.padding_idx is not None:
+            layer.weight[layer.padding_idx].zero_()
 
 
 def _scale_to_unit_variance(model: nn.Module, layers: Mapping[str, nn.Module], batch: Any) -> None:

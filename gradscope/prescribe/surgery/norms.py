@@ -12,7 +12,16 @@ from torch.nn.modules.conv import _ConvNd
 from gradscope.errors import SurgeryRefused
 from gradscope.prescribe.normalization import groups_of
 from gradscope.prescribe.surgery.forward_pass import rewrite
-from gradscope.prescribe.surgery.structure import NORMS, RECURRENT, Behind, Levels, hidden, units_of, weighted
+from gradscope.prescribe.surgery.structure import (
+    NORMS,
+    RECURRENT,
+    Behind,
+    Level,
+    Levels,
+    hidden,
+    units_of,
+    weighted,
+)
 
 _BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
@@ -25,20 +34,23 @@ def normalize(model: nn.Module, action: Mapping[str, Any], batch: Any) -> None:
     sites: dict[str, Behind] = {}
     for name in asked or hidden(model):
         _refuse_unsuited(model, layers, name)
-        behind = levels.behind(name)
+        behind = levels.behind(name) if asked else levels.behind_if_seen(name)
         if behind is not None and not behind.normalized:
             sites[name] = behind
         elif asked and behind is None:
             raise SurgeryRefused(f"{name} has no activation of its own behind it; insert the norm by hand")
     if not sites:
-        raise SurgeryRefused("no hidden layer has an activation without a normalisation before it")
+        raise levels.reason or SurgeryRefused(
+            "no hidden layer has an activation without a normalisation before it"
+        )
+    edited: dict[int, Level] = {}
     for name, site in sites.items():
-        _insert(site, build_norm(action["norm"], layers[name]))
-    for owner, graph in {
-        id(site.level.owner): (site.level.owner, site.level.graph) for site in sites.values()
-    }.values():
-        if not isinstance(owner, nn.Sequential):
-            rewrite(owner, graph)
+        norm = build_norm(action["norm"], layers[name])
+        if not _wrap(site, norm):
+            _insert(site, norm)
+            edited[id(site.level.owner)] = site.level
+    for level in edited.values():
+        rewrite(level.owner, level.graph)
 
 
 def build_norm(norm: str, layer: nn.Linear | _ConvNd) -> nn.Module:
@@ -121,13 +133,18 @@ def _refuse_unsuited(model: nn.Module, layers: Mapping[str, nn.Module], name: st
         )
 
 
+def _wrap(site: Behind, norm: nn.Module) -> bool:
+    """Put norm and activation into one module, if it stands in a Sequential and has no weights to rename."""
+    owner, name = site.level.owner, str(site.activation.target)
+    if not isinstance(owner, nn.Sequential) or owner.get_submodule(name).state_dict():
+        return False
+    setattr(owner, name, nn.Sequential(norm, owner.get_submodule(name)).train(owner.training))
+    return True
+
+
 def _insert(site: Behind, norm: nn.Module) -> None:
-    """Put the norm in front of the activation: around the module in a Sequential, in forward() elsewhere."""
+    """Let forward() call the norm in front of the activation."""
     owner, node = site.level.owner, site.activation
-    if isinstance(owner, nn.Sequential):
-        block = nn.Sequential(norm, owner.get_submodule(str(node.target)))
-        setattr(owner, str(node.target), block.train(owner.training))
-        return
     name = f"{str(site.layer.target).replace('.', '_')}_norm"
     while hasattr(owner, name):
         name += "_"

@@ -18,18 +18,23 @@ def add_residuals(model: nn.Module, action: Mapping[str, Any], batch: Any) -> No
     """Add each layer's input to its activated output, the branch scaled by 1/sqrt(number), in place."""
     layers = weighted(model)
     asked = action.get("layers")
+    attention = {name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
     levels = Levels(model)
     sites: list[Behind] = []
     for name in asked or hidden(model):
+        if name in attention:
+            sites.append(_around_attention(levels, name))
+            continue
         if name not in layers:
-            raise SurgeryRefused(f"{name!r} is no linear or convolution layer of the model")
-        behind = levels.behind(name) if keeps_shape(layers[name]) else None
+            raise SurgeryRefused(f"{name!r} is no linear, convolution or attention layer of the model")
+        look = levels.behind if asked else levels.behind_if_seen
+        behind = look(name) if keeps_shape(layers[name]) else None
         if behind is not None and not _joined(behind):
             sites.append(behind)
         elif asked:
             raise SurgeryRefused(f"{name} {_why_not(layers[name])}; no skip fits around it")
     if not sites:
-        raise SurgeryRefused(
+        raise levels.reason or SurgeryRefused(
             "no hidden layer keeps the shape of its input; no skip fits without a projection"
         )
     scale = float(action.get("scale") or len(sites) ** -0.5)
@@ -39,6 +44,21 @@ def add_residuals(model: nn.Module, action: Mapping[str, Any], batch: Any) -> No
         id(site.level.owner): (site.level.owner, site.level.graph) for site in sites
     }.values():
         rewrite(owner, graph)
+
+
+def _around_attention(levels: Levels, name: str) -> Behind:
+    """Return the place of a skip from an attention layer's query to its output, the first it returns."""
+    level, short = levels.of(name)
+    calls = [node for node in level.graph.nodes if node.op == "call_module" and node.target == short]
+    outputs = [
+        user
+        for call in calls
+        for user in call.users
+        if user.target is operator.getitem and user.args[1] == 0 and not any(map(_adds, user.users))
+    ]
+    if len(calls) != 1 or len(outputs) != 1 or not calls[0].args:
+        raise SurgeryRefused(f"{name} is bypassed already, or called in another way; no skip fits around it")
+    return Behind(level, calls[0], outputs[0], normalized=False)
 
 
 def keeps_shape(layer: nn.Module) -> bool:

@@ -109,6 +109,7 @@ class Levels:
 
     def __init__(self, model: nn.Module) -> None:
         """Trace nothing yet."""
+        self.reason: SurgeryRefused | None = None  # why the first level that can't be traced can't be
         self._model = model
         self._known: dict[int, Level | SurgeryRefused] = {}
 
@@ -128,6 +129,14 @@ class Levels:
         if isinstance(known, SurgeryRefused):
             raise known
         return known
+
+    def behind_if_seen(self, name: str) -> Behind | None:
+        """Return what follows a weighted layer; None also where its level can't be traced, see `reason`."""
+        try:
+            return self.behind(name)
+        except SurgeryRefused as reason:
+            self.reason = self.reason or reason
+            return None
 
     def behind(self, name: str) -> Behind | None:
         """Return what follows a weighted layer in its level; None if no activation does, or several things.

@@ -48,6 +48,9 @@ def _refuse_unsuited(model: nn.Module, layers: Mapping[str, Weighted]) -> None:
             raise SurgeryRefused(
                 f"{name} has a shape that follows from the width; widen the model where it is built"
             )
+    for name, layer in layers.items():
+        if "weight" not in layer._parameters:
+            raise SurgeryRefused(f"the weight of {name} is computed; widen the model where it is built")
     shared = [layer for layer in layers.values() if getattr(layer, "groups", 1) != 1]
     if shared or any(isinstance(layer, _ConvTransposeNd) for layer in layers.values()):
         raise SurgeryRefused(

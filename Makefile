@@ -19,9 +19,11 @@ install: $(STAMP) ## Make .venv and install gradscope and its tools into it
 demo: $(STAMP) ## Train the bundled programs, print their verdicts, write their reports into reports/
 	$(BIN)/gradscope demo --output reports
 
-samples: $(STAMP) ## Make the sample pages in reports/ again
+samples: $(STAMP) ## Make the sample pages in reports/ and the README's picture of one again
 	$(BIN)/gradscope demo vanishing-sigmoid relu-he --output reports
 	$(BIN)/python examples/lecture/vanishing_and_exploding.py
+	$(BIN)/python tests/chromium.py
+	$(BIN)/python -m docs.picture
 
 test: $(STAMP) lint types ## Run everything that CI runs
 	$(BIN)/python tests/chromium.py

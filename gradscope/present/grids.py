@@ -25,6 +25,7 @@ QUIET_FRACTION, QUIET_DISTANCE = 0.005, 0.1
 ZERO, NONFINITE = 1, 2
 
 DISTANCE = "1 - activation_cosine"  # not recorded as such, but it is what shows how close to 1 cosines come
+_FARTHEST = 0.3  # log10 of 2, the distance between opposite rows
 
 Scale = Literal["log10", "fraction"]
 Worst = Literal["low", "high"]  # how a block of fractions is merged, and what its summary tells
@@ -124,9 +125,18 @@ _SOURCES = (
     _Source(
         "entropy",
         "Attention entropy",
-        meaning_of("attention_entropy"),
+        meaning_of("attention_entropy").split(";")[0],
         "fraction",
         "attention_entropy",
+        worst="low",
+        optional=True,
+    ),
+    _Source(
+        "sharpest",
+        "Attention entropy of the sharpest head",
+        "the same of each layer's head with the lowest: near 0 it looks at a single position",
+        "fraction",
+        "attention_entropy_lowest",
         worst="low",
         optional=True,
     ),
@@ -199,7 +209,7 @@ def _grid(source: _Source, values: pd.DataFrame, bad: pd.DataFrame) -> Grid:
         tuple(int(step) for step in values.index[starts]),
         tuple(tuple(rounded(row, 2 if source.scale == "log10" else 3)) for row in array),
         tuple(tuple(int(mark) for mark in row) for row in marks),
-        *_colour_range(array, source.scale),
+        *_colour_range(array, source),
         source.worst,
         _grid_summary(source, values, bad),
     )
@@ -239,12 +249,14 @@ def rounded(values: Sequence[float] | np.ndarray, digits: int) -> list[float | N
     return [round(float(value), digits) if np.isfinite(value) else None for value in values]
 
 
-def _colour_range(array: np.ndarray, scale: Scale) -> tuple[float, float]:
+def _colour_range(array: np.ndarray, source: _Source) -> tuple[float, float]:
     """Return the range of colours; at least four decades, so that a healthy run looks as calm as it is."""
-    if scale == "fraction":
+    if source.scale == "fraction":
         return 0.0, 1.0
     finite = array[np.isfinite(array)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if source.column == DISTANCE:
+        return round(min(low, _FARTHEST - 4.0), 2), _FARTHEST
     spare = max(0.0, 4.0 - (high - low)) / 2
     return round(low - spare, 2), round(high + spare, 2)
 

@@ -108,6 +108,13 @@ _STATISTICS = (
     ),
     _Statistic("Row cosine", meaning_of("activation_cosine"), "activation_cosine", "median", "cosine"),
     _Statistic("Attention entropy", meaning_of("attention_entropy"), "attention_entropy", "lowest", "share"),
+    _Statistic(
+        "Sharpest head",
+        f"attention entropy: {meaning_of('attention_entropy_lowest')}",
+        "attention_entropy_lowest",
+        "lowest",
+        "share",
+    ),
 )
 
 

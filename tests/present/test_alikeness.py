@@ -61,14 +61,16 @@ def test_the_table_gives_the_lowest_entropy_and_what_the_column_means() -> None:
 
 def without_the_columns(run: Run) -> Run:
     """Return the run as a version that recorded neither would have written it."""
-    left = run.layer_statistics.drop(columns=["activation_cosine", "attention_entropy"])
+    left = run.layer_statistics.drop(
+        columns=["activation_cosine", "attention_entropy", "attention_entropy_lowest"]
+    )
     return replace(run, layer_statistics=left, _tables={})
 
 
 @pytest.mark.parametrize("build", [lambda: mlp_run(depth=4, steps=6), lambda: without_the_columns(mlp_run())])
 def test_what_a_run_has_not_recorded_is_nowhere_on_its_page(build: Callable[[], Run]) -> None:
     page = render(Report(build(), "healthy")).split("</style>")[1].split('id="payload"')[0]
-    for word in ("Row cosine", "Attention entropy", "Distance between rows"):
+    for word in ("Row cosine", "Attention entropy", "Sharpest head", "Distance between rows"):
         assert word not in page
 
 
@@ -78,6 +80,7 @@ def test_the_map_of_distances_shows_decades_and_exact_likeness() -> None:
     assert [row[0] for row in grid.values] == [-1.0, -3.0, -5.0, None]
     assert [row[0] for row in grid.marks] == [0, 0, 0, ZERO]
     assert "Exactly 0 at every step in 1 of 4." in grid.summary
+    assert (grid.low, grid.high) == (-5, 0.3)
 
 
 def test_rows_that_differ_need_no_map() -> None:
@@ -98,6 +101,16 @@ def test_entropy_is_coloured_where_it_is_low() -> None:
         if grid.key == "dead"
     )
     assert not charts.grid_figure(dead).layout.coloraxis.reversescale
+
+
+def test_the_sharpest_head_has_columns_and_a_map_of_its_own() -> None:
+    values = {"attention_entropy": 0.8, "attention_entropy_lowest": lambda step, place: 0.1 * (1 + place)}
+    run = mlp_run(depth=4, steps=6, layer_values=values)
+    drawn = {grid.key: grid for grid in grids(run)[0]}
+    assert drawn["entropy"].summary == "Lowest in the run: 80 % in each."
+    assert drawn["sharpest"].values[0][0] == pytest.approx(0.1)
+    cells = column(layer_table(Report(run, "healthy")), "Sharpest head", "lowest")
+    assert [cell.text for cell in cells] == ["10 %", "20 %", "30 %", "40 %"]
 
 
 def test_the_distance_is_drawn_over_depth_and_laid_over_other_runs() -> None:

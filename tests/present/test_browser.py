@@ -20,15 +20,6 @@ from tests.runs import empty_run
 
 pytestmark = pytest.mark.browser
 
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 DRAWN = "document.querySelectorAll('.plot.drawn .main-svg').length"
 
 
@@ -37,7 +28,7 @@ def browser() -> Iterator[Browser]:
     path = chromium.find()
     assert path, "The browser tests need Chromium: install it, or set CHROMIUM to its path."
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        started = playwright.chromium.launch(executable_path=path, args=chromium.FLAGS)
         yield started
         started.close()
 

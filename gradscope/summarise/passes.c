@@ -33,6 +33,7 @@ enum { ADDRESS, ENTRIES, TYPE, LINES, COUNT, KEPT, JOB };
 enum { MEAN, STD, RMS, LOW, HIGH, ZERO_SHARE, NONFINITE, INSIDE_SHARE, RESULT };
 enum { COSINE = RESULT, OWNER, SIZE, ROW };
 enum { SAMPLES = 1, TOKENS };                /* between which rows the cosine is measured; 0: none */
+enum { STEADY = 1, MOVED };                  /* or UNREADABLE: what became of tensors that were gathered */
 enum { UNREADABLE, READ, FULL, UNPLACED };   /* what became of a tensor: no rows left, no place for marks */
 
 #define LINE 16
@@ -327,6 +328,13 @@ static int64_t number_of(PyObject *tensor, int name) {
     return number;
 }
 
+static char *address_of(PyObject *tensor) {
+    PyObject *value = PyObject_CallMethodObjArgs(tensor, names[DATA_PTR], NULL);
+    char *address = value ? pointer(value) : NULL;
+    Py_XDECREF(value);
+    return address;
+}
+
 /* Return whether a tensor can be read where it lies: 1, 0, or -1 with an exception. */
 static int look_at(PyObject *object, Tensor *tensor) {
     PyObject *class = (PyObject *)Py_TYPE(object);
@@ -342,10 +350,7 @@ static int look_at(PyObject *object, Tensor *tensor) {
     if (fits == 1) fits = (int)!answers_true(object, IS_NEG);
     if (fits != 1 || PyErr_Occurred()) return PyErr_Occurred() ? -1 : 0;
     tensor->entries = number_of(object, NUMEL);
-    PyObject *address = PyObject_CallMethodObjArgs(object, names[DATA_PTR], NULL);
-    if (!address) return -1;
-    tensor->data = pointer(address);
-    Py_DECREF(address);
+    tensor->data = address_of(object);
     /* a shard that is not gathered has a size, but no memory */
     return PyErr_Occurred() ? -1 : tensor->entries > 0 && tensor->data;
 }
@@ -386,6 +391,32 @@ static PyObject *point(PyObject *module, PyObject *const *arguments, Py_ssize_t 
         jobs[ADDRESS] = (int64_t)(intptr_t)tensor.data, jobs[ENTRIES] = tensor.entries, jobs[TYPE] = tensor.type;
     }
     return Py_NewRef(Py_True);
+}
+
+/* gather(dictionaries, name, jobs): write where the tensors that a list's dictionaries hold under a name lie; return
+ * whether that is as it was, or that not all can be read in place. */
+static PyObject *gather(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    if (given != 3) return PyErr_Format(PyExc_TypeError, "gather takes 3 arguments");
+    int64_t *jobs = pointer(arguments[2]);
+    Py_ssize_t count = PyErr_Occurred() ? -1 : PyList_Size(arguments[0]);
+    if (count < 0) return NULL;
+    int outcome = STEADY;
+    for (Py_ssize_t i = 0; i < count; i++, jobs += JOB) {
+        Tensor tensor = {NULL, 0, 0};
+        PyObject *holder = PyList_GetItem(arguments[0], i);
+        PyObject *object = PyDict_Check(holder) ? PyDict_GetItemWithError(holder, arguments[1]) : NULL;
+        int known = object && (PyObject *)Py_TYPE(object) == classes[0] && jobs[ADDRESS];
+        if (known && jobs[ADDRESS] == (int64_t)(intptr_t)address_of(object)) continue;
+        int fits = object && !PyErr_Occurred() ? look_at(object, &tensor) : 0;
+        if (fits < 0 || PyErr_Occurred()) return NULL;
+        if (!fits) {
+            jobs[ADDRESS] = 0; /* what comes next time has moved */
+            return PyLong_FromLong(UNREADABLE);
+        }
+        outcome = MOVED;
+        jobs[ADDRESS] = (int64_t)(intptr_t)tensor.data, jobs[ENTRIES] = tensor.entries, jobs[TYPE] = tensor.type;
+    }
+    return PyLong_FromLong(outcome);
 }
 
 /* measure_jobs(what, jobs, highs, results, count): `highs` is 0, or the address of an upper limit for each job. */
@@ -622,7 +653,8 @@ static PyObject *note(PyObject *module, PyObject *const *arguments, Py_ssize_t g
 }
 
 #define METHOD(NAME) {#NAME, (PyCFunction)(void (*)(void))NAME, METH_FASTCALL, NULL}
-static PyMethodDef METHODS[] = {METHOD(know), METHOD(use_team), METHOD(note), METHOD(point), METHOD(measure_jobs),
+static PyMethodDef METHODS[] = {METHOD(know), METHOD(use_team), METHOD(note), METHOD(point), METHOD(gather),
+                                METHOD(measure_jobs),
                                 METHOD(keep), METHOD(change), {NULL, NULL, 0, NULL}};
 static PyModuleDef_Slot SLOTS[] = {{0, NULL}};
 static PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_passes", NULL, 0, METHODS, SLOTS, NULL, NULL, NULL};

@@ -49,6 +49,8 @@ enum { UNREADABLE, READ, FULL, UNPLACED };   /* what became of a tensor: no rows
 /* Threads share so many entries or more, in pieces: waking one costs as much as reading 50,000. */
 #define SHARED (1 << 18)
 #define PIECE (1 << 15)
+/* Reading a line that lies apart takes as long as so many entries in a row. */
+#define APART 64
 /* Beyond these magnitudes squares leave the range of float or lose digits. */
 #define SMALLEST 1e-16
 #define LARGEST 1e18
@@ -285,7 +287,37 @@ static int measure_on_team(const Tensor *tensors, const Wanted *wanted, int64_t 
     free(parts);
     return 1;
 }
+
+typedef struct {
+    void (*job)(const int64_t *, double *);
+    const int64_t *jobs;
+    double *results;
+    int64_t next;
+} Errand;
+
+static void take_jobs(void *argument) {
+    Errand *errand = argument;
+    int64_t i;
+    while ((i = __atomic_fetch_sub(&errand->next, 1, __ATOMIC_RELAXED)) >= 0)
+        errand->job(errand->jobs + i * JOB, errand->results ? errand->results + i : NULL);
+}
+
+/* Do jobs, each by itself, on the team if that is worth while. */
+static void do_jobs(void (*job)(const int64_t *, double *), const int64_t *jobs, double *results, int64_t count) {
+    int64_t work = 0;
+    for (int64_t i = 0; i < count; i++)
+        work += jobs[i * JOB + COUNT] ? jobs[i * JOB + COUNT] * APART : jobs[i * JOB + ENTRIES];
+    Errand errand = {job, jobs, results, count - 1};
+    if (team < 2 || !run_on_team || work < SHARED)
+        take_jobs(&errand);
+    else
+        run_on_team(take_jobs, &errand, team, 0);
+}
 #else
+static void do_jobs(void (*job)(const int64_t *, double *), const int64_t *jobs, double *results, int64_t count) {
+    for (int64_t i = 0; i < count; i++) job(jobs + i * JOB, results ? results + i : NULL);
+}
+
 static int measure_on_team(const Tensor *tensors, const Wanted *wanted, int64_t count, double *results) { return 0; }
 #endif
 
@@ -464,24 +496,26 @@ static PyObject *use_team(PyObject *module, PyObject *const *arguments, Py_ssize
 #define ASK_FOR(ADDRESS)
 #endif
 
+static void keep_job(const int64_t *job, double *unused) {
+    const int64_t *lines = (const int64_t *)(intptr_t)job[LINES];
+    const char *from = (const char *)(intptr_t)job[ADDRESS];
+    char *to = (char *)(intptr_t)job[KEPT];
+    size_t size = (size_t)SIZES[job[TYPE]], line = LINE * size;
+    if (!from || !to) return;
+    if (!job[COUNT]) memcpy(to, from, (size_t)job[ENTRIES] * size);
+    for (int64_t j = 0; j < job[COUNT]; j++) {
+        if (j + AHEAD < job[COUNT]) ASK_FOR(from + lines[j + AHEAD] * line);
+        memcpy(to + j * line, from + lines[j] * line, line);
+    }
+}
+
 /* keep(jobs, count): copy the entries of every job, or its sampled lines, to where they are kept, if anywhere. */
 static PyObject *keep(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
     if (given != 2) return PyErr_Format(PyExc_TypeError, "keep takes 2 arguments");
     const int64_t *jobs = pointer(arguments[0]);
     int64_t count = PyLong_AsLongLong(arguments[1]);
     if (PyErr_Occurred()) return NULL;
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t *job = jobs + i * JOB, *lines = (const int64_t *)(intptr_t)job[LINES];
-        const char *from = (const char *)(intptr_t)job[ADDRESS];
-        char *to = (char *)(intptr_t)job[KEPT];
-        size_t size = (size_t)SIZES[job[TYPE]], line = LINE * size;
-        if (!from || !to) continue;
-        if (!job[COUNT]) memcpy(to, from, (size_t)job[ENTRIES] * size);
-        for (int64_t j = 0; j < job[COUNT]; j++) {
-            if (j + AHEAD < job[COUNT]) ASK_FOR(from + lines[j + AHEAD] * line);
-            memcpy(to + j * line, from + lines[j] * line, line);
-        }
-    }
+    do_jobs(keep_job, jobs, NULL, count);
     return Py_NewRef(Py_None);
 }
 
@@ -501,6 +535,20 @@ VECTORISED static double square_of_change(const char *now, const char *before, i
     return whole;
 }
 
+static void change_job(const int64_t *job, double *result) {
+    const int64_t *lines = (const int64_t *)(intptr_t)job[LINES];
+    const char *now = (const char *)(intptr_t)job[ADDRESS], *before = (const char *)(intptr_t)job[KEPT];
+    int type = (int)job[TYPE], line = LINE * SIZES[type];
+    *result = NAN;
+    if (!now) return;
+    double total = job[COUNT] ? 0 : square_of_change(now, before, job[ENTRIES], type);
+    for (int64_t j = 0; j < job[COUNT]; j++) {
+        if (j + AHEAD < job[COUNT]) ASK_FOR(now + lines[j + AHEAD] * line);
+        total += square_of_change(now + lines[j] * line, before + j * line, LINE, type);
+    }
+    *result = sqrt(total);
+}
+
 /* change(jobs, results, count): write the norm of every job's change since its entries were kept. */
 static PyObject *change(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
     if (given != 3) return PyErr_Format(PyExc_TypeError, "change takes 3 arguments");
@@ -508,19 +556,7 @@ static PyObject *change(PyObject *module, PyObject *const *arguments, Py_ssize_t
     double *results = pointer(arguments[1]);
     int64_t count = PyLong_AsLongLong(arguments[2]);
     if (PyErr_Occurred()) return NULL;
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t *job = jobs + i * JOB, *lines = (const int64_t *)(intptr_t)job[LINES];
-        const char *now = (const char *)(intptr_t)job[ADDRESS], *before = (const char *)(intptr_t)job[KEPT];
-        int type = (int)job[TYPE], line = LINE * SIZES[type];
-        results[i] = NAN;
-        if (!now) continue;
-        double total = job[COUNT] ? 0 : square_of_change(now, before, job[ENTRIES], type);
-        for (int64_t j = 0; j < job[COUNT]; j++) {
-            if (j + AHEAD < job[COUNT]) ASK_FOR(now + lines[j + AHEAD] * line);
-            total += square_of_change(now + lines[j] * line, before + j * line, LINE, type);
-        }
-        results[i] = sqrt(total);
-    }
+    do_jobs(change_job, jobs, results, count);
     return Py_NewRef(Py_None);
 }
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from gradscope.observe.host_moments import HostMoments
 from gradscope.observe.host_parameters import HostReader
 from gradscope.observe.moments import moments_of
 from gradscope.observe.parameters import is_sharded, local_part, updated_by
@@ -46,7 +47,7 @@ class _Plan:
     """How a set of parameters is read, which holds as long as their sizes do.
 
     rows: in the table; known: rows of these and of empty ones, with the numbers of their entries in `counts`;
-    plain: whether no parameter is a shard.
+    plain: whether no parameter is a shard; moments: what reads them where all is in host memory.
     """
 
     rows: NDArray[np.intp]
@@ -56,6 +57,7 @@ class _Plan:
     counts: NDArray[np.float64]
     plain: bool
     groups: list[_Group]
+    moments: HostMoments | None
 
     def values(self) -> list[Tensor]:
         """Return the parameters, of sharded ones this rank's part."""
@@ -153,14 +155,17 @@ class ParameterProbe:
         counts = [local_part(item).numel() * (2 if item.dtype.is_complex else 1) for item in known]
         read = [item for item, count in zip(known, counts, strict=True) if count]
         rows = self._rows_of(read)
+        plain = all(type(item) in (Tensor, nn.Parameter) for item in read)
+        on_host = plain and all(map(_is_on_host, read))
         return _Plan(
             rows,
             read,
             [item.numel() for item in read],
             self._rows_of(known),
             np.array(counts, np.float64),
-            all(type(item) in (Tensor, nn.Parameter) for item in read),
+            plain,
             self._groups(rows.tolist(), [local_part(item) for item in read]),
+            HostMoments(read, rows.tolist()) if on_host else None,
         )
 
     def _rows_of(self, parameters: Sequence[Tensor]) -> NDArray[np.intp]:
@@ -170,8 +175,7 @@ class ParameterProbe:
         """Share the parameters out: to compiled passes in host memory, else to torch's operations."""
         kinds: dict[type[HostReader | ShelfReader], list[int]] = {}
         for place, item in enumerate(values):
-            on_host = is_compiled() and item.device.type == "cpu"
-            kinds.setdefault(HostReader if on_host else ShelfReader, []).append(place)
+            kinds.setdefault(HostReader if _is_on_host(item) else ShelfReader, []).append(place)
         return [
             _Group(
                 kind([rows[place] for place in places], [values[place] for place in places], self._samples),
@@ -224,6 +228,10 @@ class ParameterProbe:
 
     def _read_state(self, opened: _Opened, optimizer: Optimizer) -> None:
         plan, pieces = opened.plan, self._step.pieces
+        usual = plan.moments.read(optimizer) if plan.moments is not None else None
+        if usual is not None:
+            pieces += usual
+            return
         moments = moments_of(plan.parameters, optimizer)
         pieces += plan.norms("momentum_norm", moments.first)
         floored = {place: moments.second[place] for place in moments.floors}
@@ -232,6 +240,11 @@ class ParameterProbe:
         pieces += plan.norms("second_moment_norm", others)
         # AMSGrad divides by the largest second moment so far
         pieces += plan.norms("", moments.largest, moments.floors)
+
+
+def _is_on_host(tensor: Tensor) -> bool:
+    """Return whether compiled passes can read a tensor."""
+    return is_compiled() and tensor.device.type == "cpu"
 
 
 def _versions(tensors: Sequence[Tensor | None]) -> list[int]:

@@ -11,6 +11,9 @@ def use_team(address: int, size: int, /) -> None:
 def point(tensors: list[Any], jobs: int, /) -> bool:
     """Write where tensors lie into their jobs; return whether all can be read there."""
 
+def gather(holders: Any, name: str, jobs: int, /) -> int:
+    """Write where the tensors that dictionaries hold under a name lie; return whether that is as it was."""
+
 def measure_jobs(what: int, jobs: int, highs: int, results: int, count: int, /) -> None:
     """Write the statistics of every job's tensor."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from gradscope.summarise.host import INSIDE_WANTED, RESULT, TYPES, Array, passes
 
 # Entries of large tensors are sampled in lines of this length: 64 bytes of float32.
 LINE = 16
+_UNREADABLE, _STEADY, _MOVED = range(3)  # as in passes.c
 # A sampled tensor of more entries is read from RUNS runs of RUN entries, evenly spread.
 LARGE, RUNS, RUN = 1 << 16, 64, 64
 
@@ -41,14 +43,25 @@ class Batch:
         """
         if steady and self._known and [item.data_ptr() for item in tensors] == self._known:
             return
-        self._measured = self._jobs
         in_place = passes.point(list(tensors), self._addresses[0])
         if in_place:
-            self._sizes = self._jobs[:, 1].copy()
-            self._sample()
+            self._begin()
         else:
+            self._measured = self._jobs
             self._copy(tensors)
         self._known = self._jobs[:, 0].tolist() if steady and in_place else []
+
+    def gather(self, holders: Sequence[dict[str, Any]], name: str) -> bool:
+        """Point at what dictionaries hold under a name, as steady; return False if it can't be read there."""
+        outcome = passes.gather(holders, name, self._addresses[0])
+        if outcome == _MOVED:
+            self._begin()
+        return outcome != _UNREADABLE
+
+    def _begin(self) -> None:
+        """Prepare to read tensors that lie where they did not before."""
+        self._measured, self._sizes = self._jobs, self._jobs[:, 1].copy()
+        self._sample()
 
     def _copy(self, tensors: Sequence[Tensor]) -> None:
         """Copy what is to be measured, and have it measured there."""

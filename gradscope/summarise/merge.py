@@ -26,49 +26,46 @@ def merge_calls(
     if np.bincount(owners).max() == 1:
         merged[:, owners] = table
     else:
-        _merge_several(merged, names, table, counts, owners, total)
+        seen, values = _merge_several(names, table, counts, owners)
+        merged[:, seen] = values
     return merged, total
 
 
 def _merge_several(
-    merged: Table,
-    names: tuple[str, ...],
-    table: Table,
-    counts: Table,
-    owners: NDArray[np.intp],
-    total: Table,
-) -> None:
-    values, size, seen = dict(zip(names, table, strict=True)), len(total), np.unique(owners)
-    results: dict[str, Table] = {}
+    names: tuple[str, ...], table: Table, counts: Table, owners: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], Table]:
+    """Return the owners that have calls, and their merged statistics (statistics, owners)."""
+    order = np.argsort(owners, kind="stable")
+    owners, counts, row = owners[order], counts[order], {name: place for place, name in enumerate(names)}
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    totals = np.add.reduceat(counts, starts)
+
+    def mean(values: Table) -> Table:
+        weighted: Table = np.add.reduceat(values * counts, starts, axis=-1) / totals
+        return weighted
+
+    values = table[:, order]
+    summed = values.copy()  # what is merged as a mean: squares of deviations and of root mean squares
+    summed[row["rms"]] **= 2
+    if "std" in row:
+        centres = np.repeat(mean(values[row["mean"]]), np.diff(starts, append=len(owners)))
+        summed[row["std"]] = values[row["std"]] ** 2 + (values[row["mean"]] - centres) ** 2
     with np.errstate(invalid="ignore", divide="ignore"):
-
-        def mean(of: Table) -> Table:
-            weighted: Table = np.bincount(owners, of * counts, size) / total
-            return weighted
-
-        for name in names:
-            if name in ("mean", "zero_fraction", "saturated_fraction"):
-                results[name] = mean(values[name])
-            elif name == "cosine":
-                known = ~np.isnan(values[name])
-                weights = np.bincount(owners[known], counts[known], size)
-                results[name] = np.bincount(owners[known], (values[name] * counts)[known], size) / weights
-            elif name == "rms":
-                results[name] = np.sqrt(mean(values[name] ** 2))
-            elif name == "std":
-                centre = mean(values["mean"])
-                results[name] = np.sqrt(mean(values["std"] ** 2 + (values["mean"] - centre[owners]) ** 2))
-            elif name == "nonfinite":
-                results[name] = np.bincount(owners, values[name], size).astype(np.float64)
-            else:
-                results[name] = _extreme(
-                    values[name], owners, size, np.minimum if name == "min" else np.maximum
-                )
-    for row, name in enumerate(names):
-        merged[row, seen] = results[name][seen]
-
-
-def _extreme(values: Table, owners: NDArray[np.intp], size: int, pick: np.ufunc) -> Table:
-    result = np.full(size, np.inf if pick is np.minimum else -np.inf)
-    pick.at(result, owners, values)
-    return result
+        merged = mean(summed)
+        for name in {"rms", "std"} & row.keys():
+            merged[row[name]] = np.sqrt(merged[row[name]])
+        if "cosine" in row:
+            known = ~np.isnan(values[row["cosine"]])
+            weight = np.add.reduceat(counts * known, starts)
+            merged[row["cosine"]] = (
+                np.add.reduceat(np.where(known, values[row["cosine"]] * counts, 0.0), starts) / weight
+            )
+    for name, merge in (
+        ("min", np.minimum),
+        ("max", np.maximum),
+        ("absmax", np.maximum),
+        ("nonfinite", np.add),
+    ):
+        if name in row:
+            merged[row[name]] = merge.reduceat(values[row[name]], starts)
+    return owners[starts], merged

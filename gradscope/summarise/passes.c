@@ -33,6 +33,7 @@ enum { ADDRESS, ENTRIES, TYPE, LINES, COUNT, KEPT, JOB };
 enum { MEAN, STD, RMS, LOW, HIGH, ZERO_SHARE, NONFINITE, INSIDE_SHARE, RESULT };
 enum { COSINE = RESULT, OWNER, SIZE, ROW };
 enum { SAMPLES = 1, TOKENS };                /* between which rows the cosine is measured; 0: none */
+enum { STEADY = 1, MOVED };                  /* or UNREADABLE: what became of tensors that were gathered */
 enum { UNREADABLE, READ, FULL, UNPLACED };   /* what became of a tensor: no rows left, no place for marks */
 
 #define LINE 16
@@ -48,6 +49,8 @@ enum { UNREADABLE, READ, FULL, UNPLACED };   /* what became of a tensor: no rows
 /* Threads share so many entries or more, in pieces: waking one costs as much as reading 50,000. */
 #define SHARED (1 << 18)
 #define PIECE (1 << 15)
+/* Reading a line that lies apart takes as long as so many entries in a row. */
+#define APART 64
 /* Beyond these magnitudes squares leave the range of float or lose digits. */
 #define SMALLEST 1e-16
 #define LARGEST 1e18
@@ -284,7 +287,37 @@ static int measure_on_team(const Tensor *tensors, const Wanted *wanted, int64_t 
     free(parts);
     return 1;
 }
+
+typedef struct {
+    void (*job)(const int64_t *, double *);
+    const int64_t *jobs;
+    double *results;
+    int64_t next;
+} Errand;
+
+static void take_jobs(void *argument) {
+    Errand *errand = argument;
+    int64_t i;
+    while ((i = __atomic_fetch_sub(&errand->next, 1, __ATOMIC_RELAXED)) >= 0)
+        errand->job(errand->jobs + i * JOB, errand->results ? errand->results + i : NULL);
+}
+
+/* Do jobs, each by itself, on the team if that is worth while. */
+static void do_jobs(void (*job)(const int64_t *, double *), const int64_t *jobs, double *results, int64_t count) {
+    int64_t work = 0;
+    for (int64_t i = 0; i < count; i++)
+        work += jobs[i * JOB + COUNT] ? jobs[i * JOB + COUNT] * APART : jobs[i * JOB + ENTRIES];
+    Errand errand = {job, jobs, results, count - 1};
+    if (team < 2 || !run_on_team || work < SHARED)
+        take_jobs(&errand);
+    else
+        run_on_team(take_jobs, &errand, team, 0);
+}
 #else
+static void do_jobs(void (*job)(const int64_t *, double *), const int64_t *jobs, double *results, int64_t count) {
+    for (int64_t i = 0; i < count; i++) job(jobs + i * JOB, results ? results + i : NULL);
+}
+
 static int measure_on_team(const Tensor *tensors, const Wanted *wanted, int64_t count, double *results) { return 0; }
 #endif
 
@@ -327,6 +360,13 @@ static int64_t number_of(PyObject *tensor, int name) {
     return number;
 }
 
+static char *address_of(PyObject *tensor) {
+    PyObject *value = PyObject_CallMethodObjArgs(tensor, names[DATA_PTR], NULL);
+    char *address = value ? pointer(value) : NULL;
+    Py_XDECREF(value);
+    return address;
+}
+
 /* Return whether a tensor can be read where it lies: 1, 0, or -1 with an exception. */
 static int look_at(PyObject *object, Tensor *tensor) {
     PyObject *class = (PyObject *)Py_TYPE(object);
@@ -342,10 +382,7 @@ static int look_at(PyObject *object, Tensor *tensor) {
     if (fits == 1) fits = (int)!answers_true(object, IS_NEG);
     if (fits != 1 || PyErr_Occurred()) return PyErr_Occurred() ? -1 : 0;
     tensor->entries = number_of(object, NUMEL);
-    PyObject *address = PyObject_CallMethodObjArgs(object, names[DATA_PTR], NULL);
-    if (!address) return -1;
-    tensor->data = pointer(address);
-    Py_DECREF(address);
+    tensor->data = address_of(object);
     /* a shard that is not gathered has a size, but no memory */
     return PyErr_Occurred() ? -1 : tensor->entries > 0 && tensor->data;
 }
@@ -386,6 +423,32 @@ static PyObject *point(PyObject *module, PyObject *const *arguments, Py_ssize_t 
         jobs[ADDRESS] = (int64_t)(intptr_t)tensor.data, jobs[ENTRIES] = tensor.entries, jobs[TYPE] = tensor.type;
     }
     return Py_NewRef(Py_True);
+}
+
+/* gather(dictionaries, name, jobs): write where the tensors that a list's dictionaries hold under a name lie; return
+ * whether that is as it was, or that not all can be read in place. */
+static PyObject *gather(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
+    if (given != 3) return PyErr_Format(PyExc_TypeError, "gather takes 3 arguments");
+    int64_t *jobs = pointer(arguments[2]);
+    Py_ssize_t count = PyErr_Occurred() ? -1 : PyList_Size(arguments[0]);
+    if (count < 0) return NULL;
+    int outcome = STEADY;
+    for (Py_ssize_t i = 0; i < count; i++, jobs += JOB) {
+        Tensor tensor = {NULL, 0, 0};
+        PyObject *holder = PyList_GetItem(arguments[0], i);
+        PyObject *object = PyDict_Check(holder) ? PyDict_GetItemWithError(holder, arguments[1]) : NULL;
+        int known = object && (PyObject *)Py_TYPE(object) == classes[0] && jobs[ADDRESS];
+        if (known && jobs[ADDRESS] == (int64_t)(intptr_t)address_of(object)) continue;
+        int fits = object && !PyErr_Occurred() ? look_at(object, &tensor) : 0;
+        if (fits < 0 || PyErr_Occurred()) return NULL;
+        if (!fits) {
+            jobs[ADDRESS] = 0; /* what comes next time has moved */
+            return PyLong_FromLong(UNREADABLE);
+        }
+        outcome = MOVED;
+        jobs[ADDRESS] = (int64_t)(intptr_t)tensor.data, jobs[ENTRIES] = tensor.entries, jobs[TYPE] = tensor.type;
+    }
+    return PyLong_FromLong(outcome);
 }
 
 /* measure_jobs(what, jobs, highs, results, count): `highs` is 0, or the address of an upper limit for each job. */
@@ -433,24 +496,26 @@ static PyObject *use_team(PyObject *module, PyObject *const *arguments, Py_ssize
 #define ASK_FOR(ADDRESS)
 #endif
 
+static void keep_job(const int64_t *job, double *unused) {
+    const int64_t *lines = (const int64_t *)(intptr_t)job[LINES];
+    const char *from = (const char *)(intptr_t)job[ADDRESS];
+    char *to = (char *)(intptr_t)job[KEPT];
+    size_t size = (size_t)SIZES[job[TYPE]], line = LINE * size;
+    if (!from || !to) return;
+    if (!job[COUNT]) memcpy(to, from, (size_t)job[ENTRIES] * size);
+    for (int64_t j = 0; j < job[COUNT]; j++) {
+        if (j + AHEAD < job[COUNT]) ASK_FOR(from + lines[j + AHEAD] * line);
+        memcpy(to + j * line, from + lines[j] * line, line);
+    }
+}
+
 /* keep(jobs, count): copy the entries of every job, or its sampled lines, to where they are kept, if anywhere. */
 static PyObject *keep(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
     if (given != 2) return PyErr_Format(PyExc_TypeError, "keep takes 2 arguments");
     const int64_t *jobs = pointer(arguments[0]);
     int64_t count = PyLong_AsLongLong(arguments[1]);
     if (PyErr_Occurred()) return NULL;
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t *job = jobs + i * JOB, *lines = (const int64_t *)(intptr_t)job[LINES];
-        const char *from = (const char *)(intptr_t)job[ADDRESS];
-        char *to = (char *)(intptr_t)job[KEPT];
-        size_t size = (size_t)SIZES[job[TYPE]], line = LINE * size;
-        if (!from || !to) continue;
-        if (!job[COUNT]) memcpy(to, from, (size_t)job[ENTRIES] * size);
-        for (int64_t j = 0; j < job[COUNT]; j++) {
-            if (j + AHEAD < job[COUNT]) ASK_FOR(from + lines[j + AHEAD] * line);
-            memcpy(to + j * line, from + lines[j] * line, line);
-        }
-    }
+    do_jobs(keep_job, jobs, NULL, count);
     return Py_NewRef(Py_None);
 }
 
@@ -470,6 +535,20 @@ VECTORISED static double square_of_change(const char *now, const char *before, i
     return whole;
 }
 
+static void change_job(const int64_t *job, double *result) {
+    const int64_t *lines = (const int64_t *)(intptr_t)job[LINES];
+    const char *now = (const char *)(intptr_t)job[ADDRESS], *before = (const char *)(intptr_t)job[KEPT];
+    int type = (int)job[TYPE], line = LINE * SIZES[type];
+    *result = NAN;
+    if (!now) return;
+    double total = job[COUNT] ? 0 : square_of_change(now, before, job[ENTRIES], type);
+    for (int64_t j = 0; j < job[COUNT]; j++) {
+        if (j + AHEAD < job[COUNT]) ASK_FOR(now + lines[j + AHEAD] * line);
+        total += square_of_change(now + lines[j] * line, before + j * line, LINE, type);
+    }
+    *result = sqrt(total);
+}
+
 /* change(jobs, results, count): write the norm of every job's change since its entries were kept. */
 static PyObject *change(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
     if (given != 3) return PyErr_Format(PyExc_TypeError, "change takes 3 arguments");
@@ -477,19 +556,7 @@ static PyObject *change(PyObject *module, PyObject *const *arguments, Py_ssize_t
     double *results = pointer(arguments[1]);
     int64_t count = PyLong_AsLongLong(arguments[2]);
     if (PyErr_Occurred()) return NULL;
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t *job = jobs + i * JOB, *lines = (const int64_t *)(intptr_t)job[LINES];
-        const char *now = (const char *)(intptr_t)job[ADDRESS], *before = (const char *)(intptr_t)job[KEPT];
-        int type = (int)job[TYPE], line = LINE * SIZES[type];
-        results[i] = NAN;
-        if (!now) continue;
-        double total = job[COUNT] ? 0 : square_of_change(now, before, job[ENTRIES], type);
-        for (int64_t j = 0; j < job[COUNT]; j++) {
-            if (j + AHEAD < job[COUNT]) ASK_FOR(now + lines[j + AHEAD] * line);
-            total += square_of_change(now + lines[j] * line, before + j * line, LINE, type);
-        }
-        results[i] = sqrt(total);
-    }
+    do_jobs(change_job, jobs, results, count);
     return Py_NewRef(Py_None);
 }
 
@@ -622,7 +689,8 @@ static PyObject *note(PyObject *module, PyObject *const *arguments, Py_ssize_t g
 }
 
 #define METHOD(NAME) {#NAME, (PyCFunction)(void (*)(void))NAME, METH_FASTCALL, NULL}
-static PyMethodDef METHODS[] = {METHOD(know), METHOD(use_team), METHOD(note), METHOD(point), METHOD(measure_jobs),
+static PyMethodDef METHODS[] = {METHOD(know), METHOD(use_team), METHOD(note), METHOD(point), METHOD(gather),
+                                METHOD(measure_jobs),
                                 METHOD(keep), METHOD(change), {NULL, NULL, 0, NULL}};
 static PyModuleDef_Slot SLOTS[] = {{0, NULL}};
 static PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_passes", NULL, 0, METHODS, SLOTS, NULL, NULL, NULL};

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradscope.summarise import host
-from gradscope.summarise.batch import LINE, Batch
+from gradscope.summarise.batch import LINE, RUN, RUNS, Batch
 from gradscope.summarise.ledger import Ledger
 from tests.summarise.test_statistics import DRAWS, check
 
@@ -183,6 +183,42 @@ def test_a_batch_follows_tensors_that_move() -> None:
         tensor.mul_(2)
         batch.point([tensor], steady=True)
         assert batch.measure(host.NORM_WANTED)[host.RMS, 0] == 2 * value
+
+
+def test_large_tensors_of_a_sampled_batch_are_measured_on_evenly_spread_lines() -> None:
+    size = 70_000
+    starts = [run * (size // RUNS // LINE * LINE) for run in range(RUNS)]
+    for dtype in (torch.float32, torch.float16):  # read where it lies, and copied
+        tensors = [torch.arange(size).remainder(1000).to(dtype), torch.full((5,), 2.0).to(dtype)]
+        batch = Batch(2, sampled=True)
+        for _ in range(2):
+            batch.point(tensors, steady=True)
+            chosen = torch.cat([tensors[0][start : start + RUN] for start in starts]).double()
+            rms = batch.measure(host.NORM_WANTED)[host.RMS]
+            assert rms.tolist() == pytest.approx([float(chosen.square().mean().sqrt()), 2.0], rel=1e-6)
+            assert batch.sizes().tolist() == [size, 5]
+            tensors[0].mul_(0.5)
+
+
+def test_what_dictionaries_hold_is_found_again_where_it_is_replaced() -> None:
+    holders = [{"a": torch.full((3,), float(value))} for value in (1, 2, 3)]
+    batch = Batch(3)
+    for _ in range(2):
+        assert batch.gather(holders, "a")
+        assert batch.measure(host.NORM_WANTED)[host.RMS].tolist() == [1.0, 2.0, 3.0]
+    holders[1]["a"] = torch.full((4,), 5.0)
+    holders[2]["a"].mul_(2)
+    assert batch.gather(holders, "a")
+    assert batch.measure(host.NORM_WANTED)[host.RMS].tolist() == [1.0, 5.0, 6.0]
+    assert batch.sizes().tolist() == [3, 4, 3]
+
+
+@pytest.mark.parametrize("item", [None, 1.0, torch.eye(3).to_sparse(), torch.zeros(3).half()])
+def test_dictionaries_that_hold_anything_else_are_refused(item: object) -> None:
+    batch = Batch(2)
+    assert not batch.gather([{"a": torch.zeros(3)}, {"a": item}], "a")
+    assert not batch.gather([{"a": torch.zeros(3)}, {}], "a")
+    assert not batch.gather([{"a": torch.zeros(3)}, None], "a")  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

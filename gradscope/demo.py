@@ -101,7 +101,8 @@ def run_program(program: Program, run_dir: Path, seed: int = 0, on_step: OnStep 
     """Train a program, and examine what was recorded."""
     started = perf_counter()
     path, accuracy = train(program.build(seed), run_dir, on_step)
-    return Outcome(program, examine(read_run(path)), accuracy, perf_counter() - started)
+    named = run_dir.with_name(path.name)  # a page that is handed on need not tell where the folder lies
+    return Outcome(program, examine(read_run(named)), accuracy, perf_counter() - started)
 
 
 def train(training: Training, run_dir: Path, on_step: OnStep = _ignore) -> tuple[Path, float]:

@@ -57,6 +57,16 @@ enum { UNREADABLE, READ, FULL, UNPLACED };   /* what became of a tensor: no rows
 /* Below this share of variance in the mean square, E[x^2] - E[x]^2 has lost too many digits. */
 #define CANCELLATION 0.02
 
+/* Memory is asked for what comes so many bytes later in a row, or so many lines later where lines lie apart: more
+ * than processors ask for by themselves, which almost doubles what one thread reads in a second. */
+#define FORWARD (1 << 14)
+#define AHEAD 16
+#if defined(__GNUC__)
+#define ASK_FOR(ADDRESS) __builtin_prefetch(ADDRESS)
+#else
+#define ASK_FOR(ADDRESS) ((void)0)
+#endif
+
 typedef struct {
     double sum, square, low, high, zeros, inside, nonfinite;
 } Part;
@@ -142,7 +152,8 @@ static Part read_carefully(const char *data, int64_t entries, int type, Wanted w
     REAL sum[LANES] = {0}, square[LANES] = {0}, low[LANES], high[LANES], zeros[LANES] = {0}, inside[LANES] = {0}; \
     const REAL from = (REAL)wanted.low, to = (REAL)wanted.high;                                       \
     for (int j = 0; j < LANES; j++) low[j] = high[j] = AT(data, j, type);                             \
-    for (int64_t i = 0; i < entries; i += LANES)                                                      \
+    for (int64_t i = 0; i < entries; i += LANES) {                                                    \
+        for (int k = 0; k < LANES * SIZES[type]; k += 64) ASK_FOR(data + i * SIZES[type] + k + FORWARD); \
         for (int j = 0; j < LANES; j++) {                                                             \
             REAL x = AT(data, i + j, type);                                                           \
             square[j] += x * x;                                                                       \
@@ -151,6 +162,7 @@ static Part read_carefully(const char *data, int64_t entries, int type, Wanted w
             if (what & ZEROS) zeros[j] += x == 0 ? (REAL)1 : (REAL)0;                                 \
             if (what & INSIDE) inside[j] += (x > from) & (x < to) ? (REAL)1 : (REAL)0;                \
         }                                                                                             \
+    }                                                                                                 \
     Part part = NOTHING;                                                                              \
     for (int j = 0; j < LANES; j++) {                                                                 \
         part.sum += sum[j], part.square += square[j], part.zeros += zeros[j], part.inside += inside[j]; \
@@ -487,14 +499,6 @@ static PyObject *use_team(PyObject *module, PyObject *const *arguments, Py_ssize
 #endif
     return Py_NewRef(Py_None);
 }
-
-/* So many lines ahead are asked of memory while lines that lie apart are read. */
-#define AHEAD 16
-#if defined(__GNUC__)
-#define ASK_FOR(ADDRESS) __builtin_prefetch(ADDRESS)
-#else
-#define ASK_FOR(ADDRESS)
-#endif
 
 static void keep_job(const int64_t *job, double *unused) {
     const int64_t *lines = (const int64_t *)(intptr_t)job[LINES];

@@ -18,8 +18,8 @@
 #define INLINE static inline __attribute__((always_inline))
 #endif
 
-/* A job is six int64: address, entries, type, address of a sample's lines, their number (0: all entries), address of
- * the entries that were kept. A line is LINE entries long. A result is eight doubles: see `finish`. */
+/* A job is six int64: address, entries, type, address of the places where a sample's lines begin, their number (0: all
+ * entries), address of the entries that were kept. A line is LINE entries long. A result is eight doubles: see `finish`. */
 enum { FLOAT32, FLOAT64, BFLOAT16 };
 enum { SUM = 1, RANGE = 2, ZEROS = 4, INSIDE = 8 };
 enum { ADDRESS, ENTRIES, TYPE, LINES, COUNT, KEPT, JOB };

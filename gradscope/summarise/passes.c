@@ -200,8 +200,8 @@ static void keep_job(const int64_t *job, double *unused) {
     if (!from || !to) return;
     if (!job[COUNT]) memcpy(to, from, (size_t)job[ENTRIES] * size);
     for (int64_t j = 0; j < job[COUNT]; j++) {
-        if (j + AHEAD < job[COUNT]) ASK_FOR(from + lines[j + AHEAD] * line);
-        memcpy(to + j * line, from + lines[j] * line, line);
+        if (j + AHEAD < job[COUNT]) ASK_FOR(from + lines[j + AHEAD] * size);
+        memcpy(to + j * line, from + lines[j] * size, line);
     }
 }
 
@@ -234,13 +234,13 @@ VECTORISED static double square_of_change(const char *now, const char *before, i
 static void change_job(const int64_t *job, double *result) {
     const int64_t *lines = (const int64_t *)(intptr_t)job[LINES];
     const char *now = (const char *)(intptr_t)job[ADDRESS], *before = (const char *)(intptr_t)job[KEPT];
-    int type = (int)job[TYPE], line = LINE * SIZES[type];
+    int type = (int)job[TYPE], size = SIZES[type];
     *result = NAN;
     if (!now) return;
     double total = job[COUNT] ? 0 : square_of_change(now, before, job[ENTRIES], type);
     for (int64_t j = 0; j < job[COUNT]; j++) {
-        if (j + AHEAD < job[COUNT]) ASK_FOR(now + lines[j + AHEAD] * line);
-        total += square_of_change(now + lines[j] * line, before + j * line, LINE, type);
+        if (j + AHEAD < job[COUNT]) ASK_FOR(now + lines[j + AHEAD] * size);
+        total += square_of_change(now + lines[j] * size, before + j * LINE * size, LINE, type);
     }
     *result = sqrt(total);
 }

@@ -105,7 +105,7 @@ class Batch:
             self._jobs[:, 0] = 0
 
     def reserve(self, starts: Sequence[Tensor | None]) -> None:
-        """Make room for copies of the tensors, or of those of their lines, LINE entries each, that start there."""
+        """Make room for copies of the tensors, or of lines of LINE entries of them that start there."""
         self._starts = starts  # the jobs hold their addresses
         sampled = np.array([0 if chosen is None else chosen.numel() for chosen in starts])
         sizes = np.where(sampled > 0, sampled * LINE, self._jobs[:, 1])

@@ -8,7 +8,7 @@ STAMP := .venv/installed
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(STAMP): pyproject.toml setup.py gradscope/summarise/passes.c constraints.txt
+$(STAMP): pyproject.toml setup.py $(wildcard gradscope/summarise/*.[ch]) constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

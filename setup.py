@@ -4,7 +4,8 @@ from setuptools import Extension, setup
 
 PASSES = Extension(
     "gradscope.summarise._passes",
-    ["gradscope/summarise/passes.c"],
+    ["gradscope/summarise/passes.c", "gradscope/summarise/entries.c"],
+    depends=["gradscope/summarise/entries.h"],
     extra_compile_args=[
         "-O3",
         "-fno-math-errno",

@@ -36,31 +36,33 @@ class HostMoments:
 
     def read(self, optimizer: Optimizer) -> list[Piece] | None:
         """Return the moments' norms and what follows from them; None if they are not of that kind."""
-        states, options = (
-            list(optimizer.state.values()),
-            {denominator_of(item) for item in optimizer.param_groups},
-        )
-        kinds = set().union(*states)
+        states = list(optimizer.state.values())
+        kinds, options = set().union(*states), {denominator_of(group) for group in optimizer.param_groups}
         if len(options) != 1 or LARGEST in kinds or not self._knows(optimizer):
             return None
         first, second = name_among(FIRST, kinds), name_among(SECOND, kinds)
-        pieces, denominator, floors = [], options.pop(), None
+        denominator = options.pop() if second is not None and STEP in kinds else None
+        are_there = (
+            (first is None or self._first.gather(states, first))
+            and (second is None or self._second.gather(states, second))
+            and (denominator is None or self._steps.gather(states, STEP))
+        )
+        if not are_there:
+            return None
+        pieces = []
         if first is not None:
-            if not self._first.gather(states, first):
-                return None
             pieces.append(self._norms("momentum_norm", self._first, self._first.measure(NORM_WANTED)))
-        if second is not None and denominator is not None and STEP in kinds:
-            if not self._steps.gather(states, STEP):
-                return None
-            floors = floors_at(self._steps.measure(NORM_WANTED)[RMS].tolist(), *denominator)
         if second is not None:
-            if not self._second.gather(states, second):
-                return None
-            results = self._second.measure(NORM_WANTED, floors)
-            pieces.append(self._norms("second_moment_norm", self._second, results))
-            if floors is not None:
-                pieces.append(Piece(("epsilon_fraction",), self._rows, torch.from_numpy(results[INSIDE:])))
+            pieces += self._second_moments(denominator)
         return pieces
+
+    def _second_moments(self, denominator: tuple[float, float] | None) -> list[Piece]:
+        if denominator is None:
+            return [self._norms("second_moment_norm", self._second, self._second.measure(NORM_WANTED))]
+        steps = self._steps.measure(NORM_WANTED)[RMS].tolist()  # of single numbers it is the number
+        results = self._second.measure(NORM_WANTED, floors_at(steps, *denominator))
+        shares = Piece(("epsilon_fraction",), self._rows, torch.from_numpy(results[INSIDE:]))
+        return [self._norms("second_moment_norm", self._second, results), shares]
 
     def _norms(self, column: str, batch: Batch, results: NDArray[np.float64]) -> Piece:
         norms = results[RMS] * np.sqrt(batch.sizes())

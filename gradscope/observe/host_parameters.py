@@ -44,7 +44,7 @@ class HostReader:
         self._weights.point(values, steady=True)
         sizes = self._weights.sizes().tolist()
         lines = [samples.lines(row, size) for row, size in zip(rows, sizes, strict=True)]
-        self._weights.reserve(lines)
+        self._weights.reserve([None if chosen is None else chosen * LINE for chosen in lines])
         kept = [
             size if chosen is None else chosen.numel() * LINE
             for size, chosen in zip(sizes, lines, strict=True)

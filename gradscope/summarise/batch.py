@@ -76,9 +76,7 @@ class Batch:
         """If large tensors are to be sampled, have their evenly spread entries copied and measured there."""
         large = self._sizes > LARGE
         if self._sampled and large.any():
-            self.reserve(
-                [_evenly_spread_lines(size) if size > LARGE else None for size in self.sizes().tolist()]
-            )
+            self.reserve([_starts_of_lines(size) if size > LARGE else None for size in self.sizes().tolist()])
             self._jobs[~large, 5] = 0
             self._measured = self._jobs.copy()
             self._measured[large, :2] = [(kept, RUNS * RUN) for kept in self._jobs[large, 5]]
@@ -106,16 +104,16 @@ class Batch:
             self._copies = []
             self._jobs[:, 0] = 0
 
-    def reserve(self, lines: Sequence[Tensor | None]) -> None:
-        """Make room for copies of the tensors, or of those lines of LINE entries of them that are named."""
-        self._lines = lines  # the jobs hold their addresses
-        sampled = np.array([0 if chosen is None else chosen.numel() for chosen in lines])
+    def reserve(self, starts: Sequence[Tensor | None]) -> None:
+        """Make room for copies of the tensors, or of lines of LINE entries of them that start there."""
+        self._starts = starts  # the jobs hold their addresses
+        sampled = np.array([0 if chosen is None else chosen.numel() for chosen in starts])
         sizes = np.where(sampled > 0, sampled * LINE, self._jobs[:, 1])
-        starts = np.concatenate([[0], np.cumsum(sizes)])  # each may take as much as float64 does
-        self._room = np.empty(starts[-1])
-        self._jobs[:, 3] = [0 if chosen is None else chosen.data_ptr() for chosen in lines]
+        places = np.concatenate([[0], np.cumsum(sizes)])  # each may take as much as float64 does
+        self._room = np.empty(places[-1])
+        self._jobs[:, 3] = [0 if chosen is None else chosen.data_ptr() for chosen in starts]
         self._jobs[:, 4] = sampled
-        self._jobs[:, 5] = self._room.ctypes.data + 8 * starts[:-1]
+        self._jobs[:, 5] = self._room.ctypes.data + 8 * places[:-1]
 
     def keep(self) -> None:
         """Copy what was reserved room for."""
@@ -130,13 +128,13 @@ class Batch:
 
 
 def _evenly_spread(entries: Tensor) -> Tensor:
-    """Return a copy of the entries that `_evenly_spread_lines` names."""
-    lines = _evenly_spread_lines(entries.numel())
-    return entries[: entries.numel() // LINE * LINE].view(-1, LINE)[lines].view(-1)
+    """Return RUNS × RUN entries, in runs evenly spread over a vector that has more."""
+    step = entries.stride(0)
+    return entries.as_strided((RUNS, RUN), (entries.numel() // RUNS * step, step), entries.storage_offset())
 
 
 @cache
-def _evenly_spread_lines(entries: int) -> Tensor:
-    """Return the lines of RUNS runs, as far from each other as so many entries allow."""
-    starts = torch.arange(RUNS) * (entries // RUNS // LINE)
-    return (starts[:, None] + torch.arange(RUN // LINE)).view(-1)
+def _starts_of_lines(entries: int) -> Tensor:
+    """Return where the lines begin that make up those runs."""
+    runs = torch.arange(RUNS) * (entries // RUNS)
+    return (runs[:, None] + torch.arange(0, RUN, LINE)).view(-1)

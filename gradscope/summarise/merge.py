@@ -10,6 +10,8 @@ Table = NDArray[np.float64]
 MOMENTS = ("mean", "std", "rms", "min", "max", "zero_fraction", "nonfinite")
 MAGNITUDES = ("rms", "absmax", "zero_fraction", "nonfinite")
 OUTPUTS = (*MOMENTS, "saturated_fraction", "cosine")
+# Statistics that are not merged as means.
+_MERGES = {"min": np.minimum, "max": np.maximum, "absmax": np.maximum, "nonfinite": np.add}
 
 
 def merge_calls(
@@ -36,36 +38,27 @@ def _merge_several(
 ) -> tuple[NDArray[np.intp], Table]:
     """Return the owners that have calls, and their merged statistics (statistics, owners)."""
     order = np.argsort(owners, kind="stable")
-    owners, counts, row = owners[order], counts[order], {name: place for place, name in enumerate(names)}
+    owners, counts, values = owners[order], counts[order], table[:, order]
     starts = np.flatnonzero(np.diff(owners, prepend=-1))
-    totals = np.add.reduceat(counts, starts)
+    row = {name: place for place, name in enumerate(names)}
 
-    def mean(values: Table) -> Table:
-        weighted: Table = np.add.reduceat(values * counts, starts, axis=-1) / totals
+    def mean(of: Table, weights: Table) -> Table:
+        weighted: Table = np.add.reduceat(of * weights, starts, axis=-1) / np.add.reduceat(weights, starts)
         return weighted
 
-    values = table[:, order]
-    summed = values.copy()  # what is merged as a mean: squares of deviations and of root mean squares
-    summed[row["rms"]] **= 2
-    if "std" in row:
-        centres = np.repeat(mean(values[row["mean"]]), np.diff(starts, append=len(owners)))
-        summed[row["std"]] = values[row["std"]] ** 2 + (values[row["mean"]] - centres) ** 2
     with np.errstate(invalid="ignore", divide="ignore"):
-        merged = mean(summed)
+        terms = values.copy()
+        terms[row["rms"]] = values[row["rms"]] ** 2
+        if "std" in row:  # a variance about the common mean
+            means = values[row["mean"]]
+            common = np.repeat(mean(means, counts), np.diff(starts, append=len(owners)))
+            terms[row["std"]] = values[row["std"]] ** 2 + (means - common) ** 2
+        merged = mean(terms, counts)
         for name in {"rms", "std"} & row.keys():
             merged[row[name]] = np.sqrt(merged[row[name]])
         if "cosine" in row:
             known = ~np.isnan(values[row["cosine"]])
-            weight = np.add.reduceat(counts * known, starts)
-            merged[row["cosine"]] = (
-                np.add.reduceat(np.where(known, values[row["cosine"]] * counts, 0.0), starts) / weight
-            )
-    for name, merge in (
-        ("min", np.minimum),
-        ("max", np.maximum),
-        ("absmax", np.maximum),
-        ("nonfinite", np.add),
-    ):
-        if name in row:
-            merged[row[name]] = merge.reduceat(values[row[name]], starts)
+            merged[row["cosine"]] = mean(np.where(known, values[row["cosine"]], 0.0), known * counts)
+    for name in _MERGES.keys() & row.keys():
+        merged[row[name]] = _MERGES[name].reduceat(values[row[name]], starts)
     return owners[starts], merged

@@ -156,10 +156,10 @@ def test_units_of_many_layers_and_of_layers_that_change_their_width() -> None:
 def test_changes_of_whole_and_sampled_tensors(dtype: torch.dtype) -> None:
     torch.manual_seed(2)
     tensors = [torch.randn(1000).to(dtype), torch.randn(77, 13).to(dtype).t(), torch.randn(5000).to(dtype)]
-    lines = [None, None, torch.tensor([0, 3, 100])]
+    starts = [None, None, torch.tensor([0, 50, 1600])]
     batch = Batch(3)
     batch.point(tensors)
-    batch.reserve(lines)
+    batch.reserve(starts)
     batch.keep()
     changes = [torch.randn_like(tensor) for tensor in tensors]
     after = [
@@ -169,7 +169,7 @@ def test_changes_of_whole_and_sampled_tensors(dtype: torch.dtype) -> None:
     batch.point(after)
     found = batch.change()
     exact = [(b.double() - a.double()) for a, b in zip(tensors, after, strict=True)]
-    sampled = torch.cat([exact[2][line * LINE : (line + 1) * LINE] for line in (0, 3, 100)])
+    sampled = torch.cat([exact[2][start : start + LINE] for start in (0, 50, 1600)])
     for value, change in zip(found, (exact[0], exact[1], sampled), strict=True):
         assert value == pytest.approx(float(change.norm()), rel=1e-6)
 
@@ -185,9 +185,9 @@ def test_a_batch_follows_tensors_that_move() -> None:
         assert batch.measure(host.NORM_WANTED)[host.RMS, 0] == 2 * value
 
 
-def test_large_tensors_of_a_sampled_batch_are_measured_on_evenly_spread_lines() -> None:
+def test_large_tensors_of_a_sampled_batch_are_measured_on_evenly_spread_runs() -> None:
     size = 70_000
-    starts = [run * (size // RUNS // LINE * LINE) for run in range(RUNS)]
+    starts = [run * (size // RUNS) for run in range(RUNS)]
     for dtype in (torch.float32, torch.float16):  # read where it lies, and copied
         tensors = [torch.arange(size).remainder(1000).to(dtype), torch.full((5,), 2.0).to(dtype)]
         batch = Batch(2, sampled=True)
@@ -239,14 +239,14 @@ def test_threads_change_no_number_but_the_order_of_sums(threads: int) -> None:
         host.use_threads_of_torch()
 
 
-@pytest.mark.parametrize("lines", [None, torch.tensor([0, 5])])
-def test_tensors_whose_memory_was_given_back_are_not_read(lines: Tensor | None) -> None:
+@pytest.mark.parametrize("starts", [None, torch.tensor([0, 80])])
+def test_tensors_whose_memory_was_given_back_are_not_read(starts: Tensor | None) -> None:
     tensor = torch.ones(1000)
     tensor.untyped_storage().resize_(0)
     assert not Ledger(1, host.MOMENTS_WANTED).add(0, tensor)
     batch = Batch(1)
     batch.point([tensor])
-    batch.reserve([lines])
+    batch.reserve([starts])
     batch.keep()
     assert np.isnan(batch.measure(host.MOMENTS_WANTED)[host.RMS]).all()
     assert np.isnan(batch.change()).all()

@@ -5,7 +5,7 @@
 Recorded runs are the verdict benchmark's own, recorded here where they are missing. Each trial is kept beside
 them as soon as it is made, so that an interrupted benchmark goes on where it was, and made again only where
 the program, the action, surgery or the trials' own source has changed.
-A full run writes the tables of README.md.
+A run of whole splits writes trials.csv and the tables of README.md.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     treated = [run for run in _map(tasks, options.jobs) if run is not None]
     print(_sections(treated))
     print(f"{len(treated)} ailing runs in {(time.perf_counter() - started) / 60:.1f} min")
-    if options.split == "all" and not options.only and not options.quick:
+    if not options.only and not options.quick:
         _write(treated)
     return 0
 
@@ -114,10 +114,11 @@ def _write(treated: Sequence[Treated]) -> None:
 
 
 def _sections(treated: Sequence[Treated]) -> str:
-    return "\n".join(
+    sections = (
         scoring.section(split, [run for run in treated if run.family in programs.SPLITS[split]])
         for split in ("held-out", "tuning")
     )
+    return "\n".join(filter(None, sections))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

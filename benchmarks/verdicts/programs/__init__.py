@@ -18,6 +18,7 @@ from benchmarks.verdicts.programs import (
     gates,
     heads,
     language,
+    metric,
     mlp,
     physics,
     published_clouds,
@@ -68,6 +69,7 @@ HELD_OUT: dict[str, tuple[Program, ...]] = {
     "events": events.PROGRAMS,
     "vision": vision.PROGRAMS,
     "discrete": discrete.PROGRAMS,
+    "metric": metric.PROGRAMS,
 }
 FAMILIES = TUNING | HELD_OUT
 PROGRAMS: dict[str, Program] = {

@@ -11,6 +11,7 @@ from benchmarks.verdicts.programs import (
     autoencoder,
     cells,
     convolution,
+    coordinates,
     density,
     discrete,
     events,
@@ -70,6 +71,7 @@ HELD_OUT: dict[str, tuple[Program, ...]] = {
     "vision": vision.PROGRAMS,
     "discrete": discrete.PROGRAMS,
     "metric": metric.PROGRAMS,
+    "coordinates": coordinates.PROGRAMS,
 }
 FAMILIES = TUNING | HELD_OUT
 PROGRAMS: dict[str, Program] = {

@@ -17,6 +17,7 @@ from benchmarks.verdicts.programs import (
     events,
     gan,
     gates,
+    graphs,
     heads,
     language,
     metric,
@@ -72,6 +73,7 @@ HELD_OUT: dict[str, tuple[Program, ...]] = {
     "discrete": discrete.PROGRAMS,
     "metric": metric.PROGRAMS,
     "coordinates": coordinates.PROGRAMS,
+    "graphs": graphs.PROGRAMS,
 }
 FAMILIES = TUNING | HELD_OUT
 PROGRAMS: dict[str, Program] = {

@@ -9,6 +9,7 @@ from benchmarks.verdicts.programs import (
     attention,
     audio,
     autoencoder,
+    boxes,
     cells,
     convolution,
     coordinates,
@@ -22,6 +23,7 @@ from benchmarks.verdicts.programs import (
     language,
     metric,
     mlp,
+    modalities,
     physics,
     published_clouds,
     published_tables,
@@ -32,9 +34,11 @@ from benchmarks.verdicts.programs import (
     segmentation,
     sets,
     tabular,
+    tagging,
     temporal,
     transfer,
     translation,
+    views,
     vision,
 )
 
@@ -74,6 +78,10 @@ HELD_OUT: dict[str, tuple[Program, ...]] = {
     "metric": metric.PROGRAMS,
     "coordinates": coordinates.PROGRAMS,
     "graphs": graphs.PROGRAMS,
+    "views": views.PROGRAMS,
+    "boxes": boxes.PROGRAMS,
+    "tagging": tagging.PROGRAMS,
+    "modalities": modalities.PROGRAMS,
 }
 FAMILIES = TUNING | HELD_OUT
 PROGRAMS: dict[str, Program] = {

@@ -33,16 +33,16 @@ def _parities(unit: float = 1.0) -> Pair:
 
 
 class _Embedder(nn.Module):
-    """A body that embeds, a distance between embeddings, and one proxy a class for the losses that want it.
+    """A body that embeds, a distance between embeddings, and one proxy a class if the loss wants them.
 
     safety: what is added under the distance's root, whose slope at zero is infinite.
     """
 
-    def __init__(self, body: nn.Module, safety: float = 1e-6, proxies: Tensor | None = None):
+    def __init__(self, body: nn.Module, safety: float = 1e-6, proxies: bool = False):
         super().__init__()
         self.body, self.safety = body, safety
         self.distance = net.Apply(self._distance)
-        self.proxies = nn.Parameter(torch.randn(CLASSES, WIDTH) if proxies is None else proxies)
+        self.proxies = nn.Parameter(torch.randn(CLASSES, WIDTH)) if proxies else torch.empty(0)
 
     def _distance(self, codes: Tensor) -> Tensor:
         squares = (codes[:, None] - codes[None]).square().sum(2)
@@ -130,12 +130,13 @@ def _learn(
     sizes: tuple[int, ...] = (10, 48, 48, WIDTH),
     optimize: Callable[[_Embedder], list[nn.Parameter]] = trained,
     double: bool = False,
-    model: Callable[[nn.Module], _Embedder] = _Embedder,
+    safety: float = 1e-6,
+    proxies: bool = False,
     **network: Any,
 ) -> Setup:
     """Learn a distance; optimize: what the optimizer is given; network: of the body."""
     inputs, classes = _parities(unit)
-    embedder = model(net.mlp(sizes, **network))
+    embedder = _Embedder(net.mlp(sizes, **network), safety, proxies)
     if double:
         inputs, embedder = inputs.double(), embedder.double()
     options = {"optimizer": adam(3e-3), "steps": 250, **(fit or {})}
@@ -161,10 +162,10 @@ PROGRAMS = (
     Program("metric-pairs", partial(_learn, _pairs(2.0)), REF),
     Program("metric-pairs-by-descent", partial(_learn, _pairs(2.0), {"optimizer": sgd(0.1)}), REF),
     Program("metric-contrast", partial(_learn, _contrast(0.1)), REF),
-    Program("metric-cosines", partial(_learn, _cosines(16.0)), REF),
-    Program("metric-cosines-with-margin", partial(_learn, _cosines(16.0, 0.35)), REF),
-    Program("metric-descent", partial(_learn, _cosines(8.0), PLAIN | {"steps": 400}), REF),
-    Program("metric-always-clipped", partial(_learn, _cosines(64.0), {"clip": 0.5}), COSINES),
+    Program("metric-cosines", partial(_learn, _cosines(16.0), proxies=True), REF),
+    Program("metric-cosines-with-margin", partial(_learn, _cosines(16.0, 0.35), proxies=True), REF),
+    Program("metric-descent", partial(_learn, _cosines(8.0), PLAIN | {"steps": 400}, proxies=True), REF),
+    Program("metric-always-clipped", partial(_learn, _cosines(64.0), {"clip": 0.5}, proxies=True), COSINES),
     Program("metric-double", partial(_learn, double=True, activation=nn.SiLU), REF),
     Program("metric-unit-by-hand", partial(_learn, _contrast(0.1), output=_Unit()), REF),
     Program(
@@ -176,7 +177,7 @@ PROGRAMS = (
     ),
     Program(
         "metric-root-of-no-distance",
-        partial(_learn, _triplets(1.0), model=partial(_Embedder, safety=0.0)),
+        partial(_learn, _triplets(1.0), safety=0.0),
         TRIPLETS,
         ("non-finite",),
         ("distance",),
@@ -190,13 +191,13 @@ PROGRAMS = (
     ),
     Program(
         "metric-scale-of-100000",
-        partial(_learn, _cosines(1e5), PLAIN | {"steps": 400}),
+        partial(_learn, _cosines(1e5), PLAIN | {"steps": 400}, proxies=True),
         DESCENT,
         ("exploding-gradient", "learning-rate-too-high", "output-mismatch", "loss-divergence"),
     ),
     Program(
         "metric-loss-alone-optimized",
-        partial(_learn, _cosines(16.0), optimize=_proxies_only),
+        partial(_learn, _cosines(16.0), proxies=True, optimize=_proxies_only),
         COSINES,
         ("not-optimized",),
         ("body.*",),

@@ -24,7 +24,7 @@ from gradscope.observe.parameters import mean_of_shard, updated_by
 from gradscope.observe.pieces import ParameterStep, Piece, norms_of_step
 from gradscope.observe.probes import Probes
 from gradscope.observe.schedule import schedule_from
-from gradscope.observe.unregistered import unregistered
+from gradscope.observe.unregistered import holder, unregistered
 from gradscope.observe.weights import ParameterProbe
 from gradscope.observe.wrappers import averaged_over, compiled_modules, hides_parameters
 from gradscope.records import Event, RunInfo, Status, StepRecord
@@ -294,7 +294,9 @@ class Recorder:
         if left:
             names, size = list(left), sum(tensor.numel() for tensor in left.values())
             message = f"{names[0]} has a gradient, but is no registered parameter and in no optimizer"
-            self.event("unregistered", message, data={"parameters": names, "entries": size})
+            holders = tuple(dict.fromkeys(holder(self._model, name) for name in names))
+            data = {"parameters": names, "entries": size, "holders": holders}
+            self.event("unregistered", message, data=data)
 
     def stop(self, status: Status, exception: str = "") -> None:
         """Take the probes off and end the run; harmless when repeated."""

@@ -27,6 +27,13 @@ def unregistered(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str,
     return found
 
 
+def holder(model: nn.Module, name: str) -> str:
+    """Return the attribute that holds such a tensor, by its module's name and its own: "encoder.layers"."""
+    parts, known = name.split("."), {layer for layer, _ in named_modules(model)}
+    owner = max(count for count in range(len(parts)) if ".".join(parts[:count]) in known or not count)
+    return ".".join(parts[: owner + 1])
+
+
 def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for layer, module in named_modules(model):
         for name, value in vars(module).items():

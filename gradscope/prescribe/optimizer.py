@@ -228,8 +228,41 @@ def decay_weights_only(case: Case) -> Remedy | None:
     )
 
 
+def register(case: Case) -> Remedy | None:
+    """Hold parameters in what torch looks into."""
+    event = next((event for event in case.run.events if event.kind == "unregistered"), None)
+    holders = [str(name) for name in event.data.get("holders", ())] if event else []
+    if not holders:
+        return None
+    names = list(case.finding.parameters)
+    held = {holder: [name for name in names if f"{name}.".startswith(f"{holder}.")] for holder in holders}
+    return Remedy(
+        "code",
+        f"Register {some(holders)} with the model",
+        "torch looks for parameters in modules, ModuleList, ModuleDict, ParameterList and ParameterDict, not "
+        "in plain lists, dictionaries and tensors. Better still, write it so where the model is made.",
+        block(
+            *(_wrapped(holder, names) for holder, names in held.items()),
+            "known = {id(p) for group in optimizer.param_groups for p in group['params']}",
+            'optimizer.add_param_group({"params": [p for p in model.parameters() if id(p) not in known]})',
+        ),
+        f"{some(names)} learn, and are saved with the model.",
+    )
+
+
+def _wrapped(holder: str, names: list[str]) -> str:
+    """Return the line that registers what an attribute holds: a tensor, or a list or dictionary."""
+    inside = names[0][len(holder) + 1 :].split(".") if names and names[0] != holder else []
+    if not inside:
+        return f"model.{holder} = torch.nn.Parameter(model.{holder}.detach())"
+    kind = ("Module" if len(inside) > 1 else "Parameter") + ("List" if inside[0].isdigit() else "Dict")
+    return f"model.{holder} = torch.nn.{kind}(model.{holder})"
+
+
 def optimize_all(case: Case) -> Remedy | None:
     """Give the optimizer the parameters that it was not given."""
+    if any(event.kind == "unregistered" for event in case.run.events):
+        return None  # the model doesn't list them, either
     blamed = list(case.finding.parameters)
     missing = blamed or [item.name for item in case.run.parameters if item.trained and item.group is None]
     if not missing:
@@ -274,11 +307,11 @@ def _optimize_whole_model(case: Case) -> Remedy:
 def freeze(case: Case) -> Remedy | None:
     """Freeze what is not to be trained."""
     names = list(case.finding.parameters)
-    if not names:
+    if not names or any(event.kind == "unregistered" for event in case.run.events):
         return None
     return Remedy(
         "code",
-        f"Or freeze {some(names)}, if that is what you want",
+        f"Freeze {some(names)}, if that is what you want",
         "A parameter that needs no training should say so: it then costs neither memory for a gradient nor "
         "doubt.",
         block(

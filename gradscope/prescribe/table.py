@@ -173,7 +173,7 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
         optimizer.use_adam,
         rate.higher_less,
     ),
-    "not-optimized": (optimizer.optimize_all, optimizer.freeze),
+    "not-optimized": (optimizer.register, optimizer.optimize_all, optimizer.freeze),
     "excessive-weight-decay": (optimizer.decay_less, optimizer.decay_weights_only),
     "over-clipping": (
         optimizer.use_adam_for_sequences,

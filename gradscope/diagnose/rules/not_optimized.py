@@ -55,9 +55,13 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         tuple(item.name for item in left),
         int(steps_of(run)[0]),
         int(steps_of(run)[-1]),
-        f"{share:.0%} of the weights that could be trained stay as they were initialised.",
+        f"{_percent(share)} of the weights that could be trained stay as they were initialised.",
         present(parameters_left_out=len(left), share_left_out=share, loss_improvement=loss.improvement),
     )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share > 0.01 else f"{share:.2%}"
 
 
 def _unregistered(run: Run, event: Event, settings: Settings) -> Finding:
@@ -74,7 +78,7 @@ def _unregistered(run: Run, event: Event, settings: Settings) -> Finding:
         names,
         int(steps_of(run)[0]),
         int(steps_of(run)[-1]),
-        f"{share:.0%} of the entries that get a gradient stay as they were initialised: torch finds no "
+        f"{_percent(share)} of the entries that get a gradient stay as they were initialised: torch finds no "
         "parameters in a plain list or dictionary; use ModuleList, ModuleDict or ParameterList.",
         present(parameters_left_out=len(names), share_left_out=share, loss_improvement=loss.improvement),
     )

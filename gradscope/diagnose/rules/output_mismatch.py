@@ -55,10 +55,9 @@ RANGE = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "har
 COMPARISONS = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss")
 RECTIFIED = ("relu", "relu6")
 ERRORS = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Abs", "Pow", "BinaryCrossEntropy")
-LOST_SCALE = (
-    0.5  # of the factor c in loss = c mean(r²), which is constant unless the loss isn't what it seems
-)
-WOBBLE = 0.05  # its typical relative change from one recorded step to the next
+# Share that is left of the factor c in loss = c mean(r²), constant unless the loss isn't what it seems,
+# and its typical relative change from one recorded step to the next.
+LOST_SCALE, WOBBLE = 0.5, 0.05
 PINNED = 0.02  # share of a bounded output's range within which it lies at its bound
 HELD_BACK = 0.5  # share of the squared error at the output that a rectifier lets not through
 # Functions that a loss consists of, and those that may stand between it and the output it judges.

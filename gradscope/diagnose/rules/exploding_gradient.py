@@ -98,14 +98,13 @@ def _recurrent(run: Run, settings: Settings) -> Finding | None:
     return Finding(
         NAME,
         severity(loss),
-        f"The gradient of the recurrent layer {name} explodes through time: its largest norm is "
-        f"{norms['max_grad_norm'] / norms['median_grad_norm']:.3g} times the median.",
+        f"The gradient of the recurrent layer {name} explodes through time{_peak(norms)}.",
         architecture.names(recurrent),
         architecture.weights(recurrent),
         int(steps[0]),
         int(steps[-1]),
         f"Going back through the sequence multiplies the gradient at each time step; in {len(rows)} recorded "
-        f"steps it was out of proportion ({ratio:.3g} times the other layers').",
+        f"steps it was out of proportion{_beside_others(ratio)}.",
         present(ratio_first_to_last=ratio, **norms, loss_improvement=loss.improvement),
     )
 
@@ -127,6 +126,16 @@ def _bursts(run: Run, settings: Settings) -> np.ndarray:
     before = [median(norms[max(0, row - 10) : row]) for row in range(len(norms))]
     with np.errstate(invalid="ignore"):
         return np.asarray(norms - np.array(before) > math.log(settings.spike_ratio))
+
+
+def _peak(norms: dict[str, float]) -> str:
+    if not norms.get("median_grad_norm"):
+        return ""
+    return f": its largest norm is {norms['max_grad_norm'] / norms['median_grad_norm']:.3g} times the median"
+
+
+def _beside_others(ratio: float) -> str:
+    return f" ({ratio:.3g} times the other layers')" if math.isfinite(ratio) else ""
 
 
 def _norms(run: Run) -> dict[str, float]:

@@ -217,13 +217,13 @@ def _residuals(run: Run, squared: SquaredError, loss: Outcome, settings: Setting
     last = unshaped(run, squared.layer)
     activation = last.activation
     tail = slice(-max(settings.patience, len(run.steps) // 10), None)
-    kept = median(squared.scale[tail]) / median(squared.scale[:3])
+    began, ended = median(squared.scale[:3]), median(squared.scale[tail])
     wobble = median(np.abs(np.diff(log(squared.scale))))
-    if kept < LOST_SCALE or wobble > WOBBLE:
+    if ended < LOST_SCALE * began or wobble > WOBBLE:
         return (
             5,
             f"The error of {name} doesn't shrink with its gradient: shapes broadcast in the loss.",
-            f"Loss / gradient² should stay the same in training; it changed {1 / kept:.3g}-fold, and by "
+            f"Loss / gradient² should stay the same in training; it changed {began / ended:.3g}-fold, and by "
             f"{wobble:.0%} from step to step: each output is compared with every target.",
         )
     low, high = RANGE.get(activation or "", (-math.inf, math.inf))

@@ -64,7 +64,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         f"what {last} gets."
     )
     found = finding(NAME, run, trend, loss, message, settings)
-    return replace(found, evidence={**found.evidence, **_norms(run)})
+    return replace(found, evidence={**found.evidence, **_norms(run, settings)})
 
 
 def _recurrent(run: Run, settings: Settings) -> Finding | None:
@@ -94,7 +94,7 @@ def _recurrent(run: Run, settings: Settings) -> Finding | None:
     steps = run.steps["step"].to_numpy()[rows]
     name = recurrent[0].layer.name
     ratio = math.exp(median(excess[rows]))
-    norms = _norms(run)
+    norms = _norms(run, settings)
     return Finding(
         NAME,
         severity(loss),
@@ -138,7 +138,7 @@ def _beside_others(ratio: float) -> str:
     return f" ({ratio:.3g} times the other layers')" if math.isfinite(ratio) else ""
 
 
-def _norms(run: Run) -> dict[str, float]:
+def _norms(run: Run, settings: Settings) -> dict[str, float]:
     norms = column(run, "grad_norm")
     finite = norms[np.isfinite(norms)]
     if not len(finite):
@@ -147,5 +147,5 @@ def _norms(run: Run) -> dict[str, float]:
     return {
         "median_grad_norm": middle,
         "max_grad_norm": float(finite.max()),
-        "spike_share": float(np.mean(finite > 10 * middle)),
+        "spike_share": float(np.mean(finite > settings.spike_ratio * middle)),
     }

@@ -263,9 +263,9 @@ def _unbounded(finding: Finding) -> bool:
     return "unbounded" in finding.evidence
 
 
-def _far(*findings: Finding) -> bool:
+def _far(finding: Finding) -> bool:
     """Say whether targets of another scale are meant, which only a sound optimizer reaches."""
-    return any(finding.evidence.get("mismatch") in FAR_TARGETS for finding in findings)
+    return finding.evidence.get("mismatch") in FAR_TARGETS
 
 
 def _before(cause: Finding, finding: Finding) -> bool:

@@ -72,7 +72,7 @@ def _where(items: tuple[WeightLayer, ...], levels: np.ndarray, grows: bool) -> l
 
 def _predicted(run: Run, items: tuple[WeightLayer, ...]) -> float:
     """Return the forward gain that initialisation and activation predict at small or large signals."""
-    activation, sigma = profile.main_activation(run, items), profile.typical_sigma_w2(run, items)
+    activation, sigma = profile.main_activation(run, items), profile.typical_sigma_w2(items)
     if architecture.beyond_theory(run, items) or not theory.known(activation) or not math.isfinite(sigma):
         return math.nan
     return math.sqrt(sigma * theory.mean_square(activation, 1.0))

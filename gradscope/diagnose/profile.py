@@ -167,7 +167,7 @@ def main_normalization(run: Run, items: tuple[WeightLayer, ...]) -> str:
     return named[0] if named and 2 * len(named) >= len(found) else ""
 
 
-def typical_sigma_w2(run: Run, items: tuple[WeightLayer, ...]) -> float:
+def typical_sigma_w2(items: tuple[WeightLayer, ...]) -> float:
     """Return the median over layers of sigma_w² = fan-in × variance of the weights when watching began."""
     values = [
         theory.sigma_w2(float(item.weight.initial["std"]), item.layer.fan_in)
@@ -182,7 +182,7 @@ def initialization_evidence(run: Run, items: tuple[WeightLayer, ...]) -> dict[st
     activation = main_activation(run, items)
     critical = theory.critical_sigma_w2(activation) if theory.known(activation) else math.nan
     return {
-        "sigma_w2": typical_sigma_w2(run, items),
+        "sigma_w2": typical_sigma_w2(items),
         "critical_sigma_w2": critical,
         "depth": float(len(set(places(items)))),
     }

@@ -54,14 +54,13 @@ def squared_error(run: Run) -> SquaredError | None:
     name = inputs[0]
     loss, count = column(run, "loss"), run.layer_table("signal_count")[name].to_numpy()
     signal = run.layer_table("signal_rms")[name].to_numpy()
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         size = np.where(signal > 0, 2 * loss / (count * signal), np.nan)
         largest = run.layer_table("signal_absmax")[name].to_numpy() / signal * size
         scale = loss / size**2
     shared = _shared(run, layers[name], count, signal)
-    output, deviation = (
-        run.layer_table(column)[name].to_numpy() for column in ("activation_rms", "activation_std")
-    )
+    output = run.layer_table("activation_rms")[name].to_numpy()
+    deviation = run.layer_table("activation_std")[name].to_numpy()
     # An output of 1/2 is as far from targets of 0 and 1 as it is large, but it doesn't vary.
     hidden = mostly((np.abs(size - output) < HIDING * output) & (deviation > output / 10))
     chance = (
@@ -95,6 +94,7 @@ def _chance(run: Run, layer: LayerInfo, loss: Array, scale: Array, shared: Array
     independent; at last they add up to it, since residuals don't correlate with fitted outputs."""
     if not len(loss):
         return math.nan
+    loss = np.where(np.isfinite(loss), loss, np.nan)
     centred = loss * (1 - np.minimum(1.0, shared))
     own = scale * run.layer_table("activation_std")[layer.name].to_numpy() ** 2
     # An output that varies more than its residuals knows the targets: it was trained before.

@@ -45,7 +45,7 @@ def explain_gain(run: Run, items: tuple[WeightLayer, ...], gain: float, settings
 
 def explain_initialization(run: Run, items: tuple[WeightLayer, ...]) -> str:
     """Name the initialisation and the activation, with the critical variance."""
-    sigma, activation = profile.typical_sigma_w2(run, items), profile.main_activation(run, items)
+    sigma, activation = profile.typical_sigma_w2(items), profile.main_activation(run, items)
     normalization = profile.main_normalization(run, items)
     if normalization:
         return f"{normalization} stands before {activation or 'the activation'} in layers without skips."

@@ -50,7 +50,7 @@ def attention_weights(module: nn.Module, output: Any) -> Tensor | None:
     except (AttributeError, RuntimeError):  # another version's node; a tensor that isn't plain any more
         weights = None
     if weights is None and isinstance(module, nn.MultiheadAttention):
-        return _returned(output, heads)
+        return _returned(output)
     return weights
 
 
@@ -110,7 +110,7 @@ def _kept(node: Any, name: str) -> Tensor | None:
     return found
 
 
-def _returned(output: Any, heads: int) -> Tensor | None:
+def _returned(output: Any) -> Tensor | None:
     """Return the weights that MultiheadAttention returned, usually means over its heads."""
     weights = output[1] if isinstance(output, tuple) and len(output) == 2 else None
     return _of_softmax(weights, -1) if isinstance(weights, Tensor) else None

@@ -11,7 +11,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.loss import _Loss
-from torch.nn.parameter import is_lazy
 
 from gradscope.observe.activations import name_of_module
 from gradscope.observe.wrappers import class_of, named_children, named_modules, unwrapped
@@ -209,8 +208,3 @@ def unit_axis_of(module: nn.Module, shape: tuple[int, ...]) -> int | None:
 def usual_unit_axis(shape: tuple[int, ...]) -> int:
     """Return the axis that counts units by custom: channels of images, the last axis of all else."""
     return 1 if len(shape) in (4, 5) else len(shape) - 1
-
-
-def is_uninitialised(module: nn.Module) -> bool:
-    """Return whether a lazy module has not seen its first batch yet."""
-    return any(is_lazy(tensor) for tensor in module.parameters(recurse=False))

@@ -51,7 +51,7 @@ def read_parts(run: Path) -> tuple[list[Part], list[str]]:
     chosen = [name for name in sorted(sealed | orphans) if name in sealed or _is_orphan(run, name)]
     wanted = [(name, table) for name in chosen for table in TABLES]
     with ThreadPoolExecutor(max_workers=4) as pool:
-        results = list(pool.map(lambda item: _read_table(run, segments, *item), wanted))
+        results = list(pool.map(lambda item: _read_table(segments, *item), wanted))
     parts = {name: Part(name) for name in chosen}
     for (name, table), result in zip(wanted, results, strict=True):
         if isinstance(result, Rows):
@@ -116,7 +116,7 @@ def _is_orphan(run: Path, name: SegmentName) -> bool:
 
 
 def _read_table(
-    run: Path, segments: dict[str, dict[SegmentName, tuple[Path, int]]], name: SegmentName, table: Table
+    segments: dict[str, dict[SegmentName, tuple[Path, int]]], name: SegmentName, table: Table
 ) -> Rows | str:
     """Return the rows of one segment file, or the line that says why there are none."""
     if name not in segments[table.name]:

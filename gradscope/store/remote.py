@@ -19,6 +19,8 @@ from gradscope.store.writer import RunWriter
 
 # So often what is new is sent while a training runs.
 INTERVAL = 15.0
+# The writer fills these folders in this order, and then what lies beside them.
+_TURNS = ("layers", "parameters", "steps", "live")
 # A Path makes one slash of two; a single letter is a drive of Windows.
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,3}(?=[^/])")
 
@@ -185,4 +187,6 @@ class RemoteWriter:
 
 
 def _turn(name: str) -> int:
-    return ("layers", "parameters", "steps", "live").index(name.split("/")[0]) if "/" in name else 4
+    """Return a file's turn by its folder; one that isn't the writer's may lie at the address, too."""
+    folder = name.rpartition("/")[0]
+    return _TURNS.index(folder) if folder in _TURNS else len(_TURNS)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gradscope.diagnose import RULES, Rule, diagnose, markdown
 from gradscope.diagnose.engine import CONSEQUENCES
-from gradscope.diagnose.rule import HEADINGS
+from gradscope.diagnose.rule import HEADINGS, Undecided
 from gradscope.records import RULE_NAMES, Finding, NotChecked, Run
 from gradscope.settings import Settings
+from tests.diagnose.cases import CASES, with_info, with_layers, with_parameters
 from tests.runs import empty_run, mlp_run
 
 HEALTHY = {
@@ -118,6 +123,35 @@ def test_missing_statistics_are_never_read_as_zero() -> None:
     assert not [item.rule for item in diagnosis.findings if item.severity != "note"]
     unchecked = {item.rule for item in diagnosis.not_checked}
     assert {"zero-gradient", "missing-gradient", "dead-units", "learning-rate-too-high"} <= unchecked
+
+
+def with_gaps(run: Run) -> Iterator[Run]:
+    """Yield what is left of a run where a table, facts of the layers, or all steps but the first are lost."""
+    for name in ("steps", "layer_statistics", "parameter_statistics"):
+        table = getattr(run, name)
+        kept = [key for key in ("step", "layer", "parameter") if key in table]
+        for left in (table.iloc[:0], table[kept], table[kept].reindex(columns=table.columns)):
+            lost: dict[str, Any] = {name: left}
+            yield replace(run, **lost, _tables={})
+    first = [table[table["step"] == 0] for table in (run.layer_statistics, run.parameter_statistics)]
+    yield Run(run.path, run.info, run.steps.iloc[:1], *first, run.events)
+    yield replace(run, steps=run.steps.assign(loss=np.inf), _tables={})
+    yield with_info(run, optimizers=(), training={})
+    yield with_info(run, loss={})
+    yield with_info(run, layers=())
+    yield with_layers(run, lambda layer: replace(layer, output_shape=None, fan_in=None, fan_out=None))
+    yield with_layers(run, lambda layer: replace(layer, inputs=(), functions=()))
+    yield with_parameters(run, lambda parameter: replace(parameter, initial={}))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_rule_neither_fails_nor_warns_where_something_is_missing(rule: Rule) -> None:
+    """Rule.check would hide that it failed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for run in (*with_gaps(CASES[rule.name].ill), *with_gaps(CASES[rule.name].near_miss)):
+            with suppress(Undecided):
+                rule.detect(run, Settings())
 
 
 def test_markdown_lists_every_rule_with_every_heading() -> None:

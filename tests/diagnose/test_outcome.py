@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -11,7 +13,9 @@ from torch.nn import functional as F
 from gradscope import read_run
 from gradscope.diagnose.outcome import answers_alike, outcome
 from gradscope.settings import Settings
+from tests.diagnose.cases import with_info
 from tests.diagnose.training import body, found, judge
+from tests.runs import mlp_run
 
 
 class _Clamped(nn.Module):
@@ -95,3 +99,11 @@ def test_sum_of_losses_has_no_known_guess(tmp_path: Path) -> None:
 
     judge(tmp_path, body, loss)
     assert not outcome(read_run(tmp_path / "run"), Settings()).chance > 0
+
+
+def test_infinite_squared_error_whose_residuals_are_all_alike_is_judged_without_a_warning() -> None:
+    run = mlp_run(3, 4, 40, loss=lambda step: math.inf, layer_values={"signal_rms": 1e-4})
+    run = with_info(run, loss={**run.info.loss, "functions": ("MseLossBackward0",)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isnan(outcome(run, Settings()).chance)

@@ -245,3 +245,16 @@ def test_attention_by_functions_is_judged_at_the_layer_that_it_feeds() -> None:
     assert found.severity in ("critical", "warning")
     assert found.layers == ("net.4",)
     assert BY_NAME["attention-collapse"].check(run, Settings()).reason.startswith("no attention shows")
+
+
+def test_explosion_through_time_is_found_without_the_norm_of_the_whole_gradient() -> None:
+    run = mlp_run(
+        loss=stuck, parameter_values={"gradient_norm": lambda step, depth: 1e5 if depth == 0 else 0.1}
+    )
+    run = with_layers(run, lambda layer: replace(layer, role="recurrent") if layer.depth == 0 else layer)
+    blind = replace(run, steps=run.steps.drop(columns="grad_norm"), _tables={})
+    whole, without = (check("exploding-gradient", known) for known in (run, blind))
+    assert whole is not None
+    assert without is not None
+    assert "its largest norm is 1 times the median." in whole.message
+    assert without.message == "The gradient of the recurrent layer net.0 explodes through time."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,18 @@ def test_a_run_is_read_while_it_is_written_and_loses_no_step(monkeypatch: pytest
     run = read_run("memory://runs/one")
     assert len(run.steps) == 20
     assert not [name for name in MemoryFileSystem.store if "/live/" in name]
+
+
+def test_a_restart_stands_files_that_somebody_else_put_beside_the_run() -> None:
+    path = train("memory://runs/one")[0]
+    MemoryFileSystem().pipe_file("runs/one/figures/loss.png", b"a picture")
+    writer = remote.writer_of(path)
+    writer.begin(read_run(path).info)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        writer.close("finished")
+    assert read_run(path).info.restarts == 1
+    assert MemoryFileSystem().cat_file("runs/one/figures/loss.png") == b"a picture"
 
 
 def test_a_network_that_fails_is_one_warning_and_the_run_stays_here(

@@ -64,7 +64,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         f"what {last} gets."
     )
     found = finding(NAME, run, trend, loss, message, settings)
-    return replace(found, evidence={**found.evidence, **_norms(run)})
+    return replace(found, evidence={**found.evidence, **_norms(run, settings)})
 
 
 def _recurrent(run: Run, settings: Settings) -> Finding | None:
@@ -94,18 +94,17 @@ def _recurrent(run: Run, settings: Settings) -> Finding | None:
     steps = run.steps["step"].to_numpy()[rows]
     name = recurrent[0].layer.name
     ratio = math.exp(median(excess[rows]))
-    norms = _norms(run)
+    norms = _norms(run, settings)
     return Finding(
         NAME,
         severity(loss),
-        f"The gradient of the recurrent layer {name} explodes through time: its largest norm is "
-        f"{norms['max_grad_norm'] / norms['median_grad_norm']:.3g} times the median.",
+        f"The gradient of the recurrent layer {name} explodes through time{_peak(norms)}.",
         architecture.names(recurrent),
         architecture.weights(recurrent),
         int(steps[0]),
         int(steps[-1]),
         f"Going back through the sequence multiplies the gradient at each time step; in {len(rows)} recorded "
-        f"steps it was out of proportion ({ratio:.3g} times the other layers').",
+        f"steps it was out of proportion{_beside_others(ratio)}.",
         present(ratio_first_to_last=ratio, **norms, loss_improvement=loss.improvement),
     )
 
@@ -129,7 +128,17 @@ def _bursts(run: Run, settings: Settings) -> np.ndarray:
         return np.asarray(norms - np.array(before) > math.log(settings.spike_ratio))
 
 
-def _norms(run: Run) -> dict[str, float]:
+def _peak(norms: dict[str, float]) -> str:
+    if not norms.get("median_grad_norm"):
+        return ""
+    return f": its largest norm is {norms['max_grad_norm'] / norms['median_grad_norm']:.3g} times the median"
+
+
+def _beside_others(ratio: float) -> str:
+    return f" ({ratio:.3g} times the other layers')" if math.isfinite(ratio) else ""
+
+
+def _norms(run: Run, settings: Settings) -> dict[str, float]:
     norms = column(run, "grad_norm")
     finite = norms[np.isfinite(norms)]
     if not len(finite):
@@ -138,5 +147,5 @@ def _norms(run: Run) -> dict[str, float]:
     return {
         "median_grad_norm": middle,
         "max_grad_norm": float(finite.max()),
-        "spike_share": float(np.mean(finite > 10 * middle)),
+        "spike_share": float(np.mean(finite > settings.spike_ratio * middle)),
     }

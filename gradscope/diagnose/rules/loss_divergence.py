@@ -30,7 +30,7 @@ import numpy as np
 from gradscope.diagnose.architecture import output_layers
 from gradscope.diagnose.outcome import Outcome, outcome
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import column, median, require_steps, steps_of
+from gradscope.diagnose.series import Array, column, median, require_steps, steps_of
 from gradscope.diagnose.wording import present
 from gradscope.records import Finding, Run
 from gradscope.settings import Settings
@@ -86,17 +86,21 @@ def _falls_without_bound(run: Run, loss: Outcome) -> bool:
     losses = losses[np.isfinite(losses)]
     if not loss.final < -GROWTH * abs(loss.initial) or loss.initial - loss.final < 6 * loss.noise:
         return False
-    middle = median(losses[len(losses) // 2 - 2 : len(losses) // 2 + 3])
+    halfway = _halfway(losses)
     sizes = run.layer_table("activation_rms")
-    grown = []
-    for name in output_layers(run):
-        if name in sizes:
-            size = sizes[name].to_numpy()
-            start, halfway, end = (
-                median(part) for part in (size[:5], size[len(size) // 2 - 2 :][:5], size[-5:])
-            )
-            grown.append(end > GROWTH * start and end - halfway > halfway - start)
-    return middle - loss.final > loss.initial - middle and any(grown)
+    outputs = [sizes[name].to_numpy() for name in output_layers(run) if name in sizes]
+    return halfway - loss.final > loss.initial - halfway and any(map(_grows_faster, outputs))
+
+
+def _grows_faster(size: Array) -> bool:
+    """Say whether an output grows many times over, and more so in the second half of a run."""
+    start, halfway, end = median(size[:5]), _halfway(size), median(size[-5:])
+    return end > GROWTH * start and end - halfway > halfway - start
+
+
+def _halfway(values: Array) -> float:
+    """Return the median of the five values in the middle."""
+    return median(values[max(0, len(values) // 2 - 2) :][:5])
 
 
 def _unbounded(run: Run, loss: Outcome) -> Finding:

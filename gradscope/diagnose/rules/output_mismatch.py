@@ -55,10 +55,9 @@ RANGE = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "har
 COMPARISONS = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss")
 RECTIFIED = ("relu", "relu6")
 ERRORS = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Abs", "Pow", "BinaryCrossEntropy")
-LOST_SCALE = (
-    0.5  # of the factor c in loss = c mean(r²), which is constant unless the loss isn't what it seems
-)
-WOBBLE = 0.05  # its typical relative change from one recorded step to the next
+# Share that is left of the factor c in loss = c mean(r²), constant unless the loss isn't what it seems,
+# and its typical relative change from one recorded step to the next.
+LOST_SCALE, WOBBLE = 0.5, 0.05
 PINNED = 0.02  # share of a bounded output's range within which it lies at its bound
 HELD_BACK = 0.5  # share of the squared error at the output that a rectifier lets not through
 # Functions that a loss consists of, and those that may stand between it and the output it judges.
@@ -218,13 +217,13 @@ def _residuals(run: Run, squared: SquaredError, loss: Outcome, settings: Setting
     last = unshaped(run, squared.layer)
     activation = last.activation
     tail = slice(-max(settings.patience, len(run.steps) // 10), None)
-    kept = median(squared.scale[tail]) / median(squared.scale[:3])
+    began, ended = median(squared.scale[:3]), median(squared.scale[tail])
     wobble = median(np.abs(np.diff(log(squared.scale))))
-    if kept < LOST_SCALE or wobble > WOBBLE:
+    if ended < LOST_SCALE * began or wobble > WOBBLE:
         return (
             5,
             f"The error of {name} doesn't shrink with its gradient: shapes broadcast in the loss.",
-            f"Loss / gradient² should stay the same in training; it changed {1 / kept:.3g}-fold, and by "
+            f"Loss / gradient² should stay the same in training; it changed {began / ended:.3g}-fold, and by "
             f"{wobble:.0%} from step to step: each output is compared with every target.",
         )
     low, high = RANGE.get(activation or "", (-math.inf, math.inf))

@@ -79,7 +79,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         (),
         first.first_step,
         max(stretch.last_step for stretch in held.values()),
-        _cause(run, start, first.first_row, size),
+        _cause(run, first.first_row, size),
         present(
             saturated_fraction=share,
             first_fraction=float(table[start].iloc[first.first_row]),
@@ -127,7 +127,7 @@ def _preactivation(run: Run, name: str, rows: slice) -> float:
     return max(sizes, default=math.nan)
 
 
-def _cause(run: Run, name: str, row: int, size: float) -> str:
+def _cause(run: Run, row: int, size: float) -> str:
     when = "from the first step on" if row <= 1 else f"since step {int(run.steps['step'].iloc[row])}"
     large = f": its inputs have a root mean square of {size:.3g}" if math.isfinite(size) else ""
     why = (

@@ -134,12 +134,12 @@ def _recurrent_input_rms(run: Run, item: WeightLayer, settings: Settings) -> flo
     known = next((found for found in recurrences(run) if found.layer.name == item.layer.name), None)
     # A gradient that explodes through time is largest at the first steps, whose states are still near zero.
     explodes = known is None or not (known.gated or known.total <= 1)
-    if not inputs or not states or explodes:
+    sizes = run.layer_table("activation_rms")[item.layer.name].to_numpy()[: settings.patience]
+    if not inputs or not states or explodes or not sizes[0] > 0:
         return math.nan
     gradients = run.parameter_table("gradient_rms").iloc[: settings.patience]
-    size = median(run.layer_table("activation_rms")[item.layer.name].to_numpy()[: settings.patience])
     with np.errstate(divide="ignore", invalid="ignore"):
-        return size * median(gradients[inputs[0]].to_numpy() / gradients[states[0]].to_numpy())
+        return median(sizes) * median(gradients[inputs[0]].to_numpy() / gradients[states[0]].to_numpy())
 
 
 def _input_rms(run: Run, item: WeightLayer, settings: Settings) -> float:

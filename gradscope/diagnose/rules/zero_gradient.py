@@ -18,7 +18,8 @@ Depend on what is zero: the output's activation (a softmax over one unit), an al
 weights, an operation without a derivative.
 
 Evidence
-zero_share (of the trained weights), zero_steps (share of the steps), loss_improvement.
+zero_share (of the trained weights, or of the entries of the one named), zero_steps (share of the steps in
+which whole weights had none), loss_improvement.
 
 References
 Lu et al. 2019.
@@ -101,7 +102,7 @@ def _nearly_all(run: Run, weights: list[ParameterInfo], settings: Settings) -> F
         int(steps_of(run)[0]),
         int(steps_of(run)[-1]),
         f"What {idle[0].layer} gives hardly matters to the loss: it is multiplied by zeros, or not used.",
-        present(zero_share=shares[idle[0].name], zero_steps=1.0, loss_improvement=loss.improvement),
+        present(zero_share=shares[idle[0].name], loss_improvement=loss.improvement),
     )
 
 

@@ -95,7 +95,7 @@ CONSEQUENCES: dict[str, tuple[str, ...]] = {
     "zero-gradient": ("learning-rate-too-low", "epsilon-floor", "dead-units", *_SIGNAL, *_START),
     "symmetric-weights": ("poor-initialization", *_SIGNAL, *_GRADIENT, *_UNITS, *_STANDSTILL),
     "poor-initialization": (*_UNITS, *_STANDSTILL, *_BLOW_UP, "learning-rate-too-high"),
-    "attention-collapse": ("vanishing-gradient", "rank-collapse"),
+    "attention-collapse": ("vanishing-gradient", "exploding-gradient", "exploding-signal", "rank-collapse"),
     "non-finite": (
         *_UNITS,
         *_SIGNAL,

@@ -17,6 +17,8 @@ from gradscope.records import LayerInfo, Run, Severity
 from gradscope.settings import Settings
 
 ALIKE = 1e-6  # relative difference between outputs under which they are one number, rounded
+SHRUNK = math.log(5)  # outputs that draw together by less than this factor need not have collapsed
+TOGETHER = 0.98  # correlation between the logarithms of the loss and of the outputs' deviation
 PRODUCTS = {"Mm", "Addmm", "Bmm", "Baddbmm", "Mv", "Dot", "Cdist", "CosineSimilarity", "Cat", "Stack"}
 CRITERIA = ("NllLoss", "BinaryCrossEntropy", "MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "KlDiv")
 Progress = Literal["trains", "slow", "stuck", "unknown"]
@@ -67,7 +69,7 @@ def outcome(run: Run, settings: Settings) -> Outcome:
     initial, final, best = _levels(losses)
     if math.isnan(chance) and not run.info.loss.get("functions"):
         chance = _guessed_chance(run, final)
-    if answers_alike(run):
+    if answers_alike(run) or only_shrinks(run):
         chance = final  # what a constant guess reached
     floor = -1.0 if _of_probabilities(run) else 0.0
     scale = max(abs(initial - floor), abs(final - floor))
@@ -98,6 +100,42 @@ def answers_alike(run: Run) -> bool:
     ran = {layer.name for layer in run.layers}
     outputs = [run.layer(name) for name in output_layers(run) if name in ran and not consumers(run, name)]
     return bool(outputs) and all(_constant(run, layer, slice(-last, None)) for layer in outputs)
+
+
+def only_shrinks(run: Run) -> bool:
+    """Say whether the loss falls only as all outputs draw together, like a power of their deviation.
+
+    Distances between outputs do so without learning anything, where nothing keeps the outputs apart.
+    """
+    losses = column(run, "loss")
+    ran = {layer.name for layer in run.layers}
+    outputs = [run.layer(name) for name in output_layers(run) if name in ran]
+    deviations = run.layer_table("activation_std")
+    return bool(outputs) and all(
+        _in_step(losses, between_samples(run, layer)) or _in_step(losses, deviations[layer.name].to_numpy())
+        for layer in outputs
+    )
+
+
+def between_samples(run: Run, layer: LayerInfo) -> NDArray[np.float64]:
+    """Return how far a layer's outputs lie apart at each recorded step: rms * sqrt(1 - cosine of rows)."""
+    if (layer.output_shape or (0,))[-1] == 1:
+        return run.layer_table("activation_std")[layer.name].to_numpy()
+    size = run.layer_table("activation_rms")[layer.name].to_numpy()
+    cosine = run.layer_table("activation_cosine")[layer.name].to_numpy()
+    return np.asarray(size * np.sqrt(np.clip(1 - cosine, 0, None)))
+
+
+def _in_step(losses: NDArray[np.float64], deviations: NDArray[np.float64]) -> bool:
+    known = np.isfinite(losses) & np.isfinite(deviations) & (losses > 0) & (deviations > 0)
+    if known.sum() < max(10, 0.8 * len(losses)):
+        return False
+    loss, deviation = np.log(losses[known]), np.log(deviations[known])
+    fallen = median(deviation[:3]) - median(deviation[-3:])
+    if fallen < SHRUNK:
+        return False
+    power = float(np.polyfit(deviation, loss, 1)[0])
+    return 0.8 < power < 2.2 and float(np.corrcoef(deviation, loss)[0, 1]) > TOGETHER
 
 
 def _constant(run: Run, layer: LayerInfo, rows: slice) -> bool:

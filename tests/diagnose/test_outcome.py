@@ -107,3 +107,29 @@ def test_infinite_squared_error_whose_residuals_are_all_alike_is_judged_without_
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert math.isnan(outcome(run, Settings()).chance)
+
+
+def test_outputs_that_draw_together_have_collapsed_however_far_the_loss_falls(tmp_path: Path) -> None:
+    def loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        views = (torch.randn_like(inputs) for _ in range(2))
+        return F.mse_loss(*(model(view) for view in views))
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 4))
+
+    findings = judge(tmp_path, build, loss, steps=200).findings
+    assert [(item.rule, item.layers) for item in findings[:1]] == [("rank-collapse", ("2",))]
+
+
+def test_logarithm_inside_a_module_of_ones_own_is_not_missed(tmp_path: Path) -> None:
+    class Likely(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return inputs.log_softmax(1)
+
+    def loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        return F.nll_loss(model(inputs), torch.randint(0, 3, (len(inputs),)))
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3), Likely())
+
+    assert "output-mismatch" not in found(judge(tmp_path, build, loss))

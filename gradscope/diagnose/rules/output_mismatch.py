@@ -144,6 +144,7 @@ def _mismatch(run: Run, functions: list[str], outputs: list[LayerInfo], final: f
             "It squeezes the outputs, so the loss can't come near zero.",
         )
     logarithm = any("Log" in part for part in [*functions, *(layer.kind for layer in outputs)])
+    logarithm |= any(_may_be_logarithm(run, layer) for layer in outputs)
     if "NllLoss" in text and not logarithm:
         return (
             4,
@@ -163,6 +164,12 @@ def _mismatch(run: Run, functions: list[str], outputs: list[LayerInfo], final: f
             "Where it is zero, no gradient passes, and no negative score is possible.",
         )
     return None
+
+
+def _may_be_logarithm(run: Run, layer: LayerInfo) -> bool:
+    """Say whether a module of the user's own, whose inside is unknown, may give log-probabilities."""
+    largest = run.layer_table("activation_max")[layer.name].to_numpy()
+    return layer.role == "other" and not (largest > 0).any()
 
 
 def _activations(run: Run, functions: list[str], outputs: list[LayerInfo]) -> set[str]:

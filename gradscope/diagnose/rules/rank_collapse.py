@@ -2,7 +2,8 @@
 
 What it finds
 The layer from which on the outputs' rows (tokens of a sample, or samples of a batch) have a mean cosine above
-0.999 with one another, at under 1 % of the first layer's distance from 1, while the loss hardly falls.
+0.999 with one another, at under 1 % of the first layer's distance from 1, while the loss hardly falls. Or
+outputs that draw together to less than a fifth, while the loss falls with them and only with them.
 
 Why it hurts
 The network can no longer tell its inputs apart, and the gradient of what would tell them apart vanishes.
@@ -15,7 +16,8 @@ Remedies
 Residual connections, normalisation, a critical initialisation.
 
 Evidence
-cosine (deepest layer affected), cosine_first, loss_improvement.
+cosine (deepest layer affected), cosine_first, between_samples (of outputs that draw together),
+loss_improvement.
 
 References
 Dong et al. 2021; Daneshmand et al. 2020.
@@ -25,9 +27,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.diagnose.outcome import outcome, severity
+from gradscope.diagnose.architecture import output_layers, unshaped
+from gradscope.diagnose.outcome import Outcome, between_samples, only_shrinks, outcome, severity
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import longest_stretch, median, require_steps
+from gradscope.diagnose.series import longest_stretch, median, require_steps, steps_of
 from gradscope.diagnose.wording import listed, present
 from gradscope.records import Finding, Run
 from gradscope.settings import Settings
@@ -49,6 +52,8 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     loss = outcome(run, settings)
     if loss.progress in ("trains", "unknown"):
         return None
+    if only_shrinks(run):
+        return _drawn_together(run, loss)
     first = median(table.iloc[:, 0].to_numpy())
     limit = max(settings.cosine_share, 1 - _LEFT * (1 - first))
     held = {}
@@ -73,4 +78,23 @@ def detect(run: Run, settings: Settings) -> Finding | None:
         max(stretch.last_step for stretch in held.values()),
         f"The mean cosine between rows rises from {first:.2f} to {cosine:.4f} over depth.",
         present(cosine=cosine, cosine_first=first, loss_improvement=loss.improvement),
+    )
+
+
+def _drawn_together(run: Run, loss: Outcome) -> Finding:
+    ran = {layer.name for layer in run.layers}
+    output = next(run.layer(name) for name in output_layers(run) if name in ran)
+    deviation, layer = between_samples(run, output), unshaped(run, output).name
+    return Finding(
+        NAME,
+        severity(loss),
+        f"The outputs of {layer} draw together: they differ by {deviation[-1]:.2g} between samples, at "
+        f"first by {deviation[0]:.2g}.",
+        (layer,),
+        (),
+        int(steps_of(run)[0]),
+        int(steps_of(run)[-1]),
+        f"The loss falls in proportion, from {loss.initial:.3g} to {loss.final:.3g}, and for no other "
+        "reason: nothing in it keeps the outputs apart.",
+        present(between_samples=float(deviation[-1]), loss_improvement=loss.improvement),
     )

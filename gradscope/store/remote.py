@@ -19,6 +19,8 @@ from gradscope.store.writer import RunWriter
 
 # So often what is new is sent while a training runs.
 INTERVAL = 15.0
+ATTEMPTS = 3  # failures in a row after which nothing more is sent
+PATIENCE = 60.0  # seconds that the end of a training waits for what is still to be sent
 # The writer fills these folders in this order, and then what lies beside them.
 _TURNS = ("layers", "parameters", "steps", "live")
 # A Path makes one slash of two; a single letter is a drive of Windows.
@@ -138,23 +140,30 @@ class RemoteWriter:
             thread, self._thread = self._thread, None
             if thread is not None:
                 self._end.set()
-                thread.join()
-                if not self._failed:
+                thread.join(PATIENCE)  # a network that hangs must not hold up the end of a training
+                if thread.is_alive():
+                    self._say_what_stays("it takes too long")
+                elif not self._failed:
                     shutil.rmtree(self._folder, ignore_errors=True)
 
     def _keep_sending(self) -> None:
-        ended = False
-        while not ended and not self._failed:
+        ended, failures = False, 0
+        while not (ended and failures == 0) and not self._failed:
             ended = self._end.wait(INTERVAL if self._sent else 0.1)
             try:
                 self._send()
+                failures = 0
             except Exception as error:
-                self._failed = True
-                warnings.warn(
-                    f"gradscope can't send the run to {self._address} ({type(error).__name__}: {error}); "
-                    f"it stays in {self._folder}",
-                    stacklevel=2,
-                )
+                failures += 1
+                self._failed = failures == ATTEMPTS
+                if self._failed:
+                    self._say_what_stays(f"{type(error).__name__}: {error}")
+
+    def _say_what_stays(self, reason: str) -> None:
+        warnings.warn(
+            f"gradscope can't send the run to {self._address} ({reason}); it stays in {self._folder}",
+            stacklevel=3,
+        )
 
     def _send(self) -> None:
         """Send what is new or has changed, then take away what is no longer here: journals that are sealed.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import pytorch_lightning as pl
@@ -142,6 +144,26 @@ def test_a_network_that_fails_is_one_warning_and_the_run_stays_here(
     (left,) = tmp_path.glob("gradscope-*")
     assert len(read_run(left).steps) == 12
     assert read_run(left).info.status == "finished"
+
+
+def test_a_network_that_fails_once_or_hangs_harms_neither_run_nor_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    send, failures = remote.RemoteWriter._send, iter([OSError("a moment"), None])
+
+    def fails_once(writer: remote.RemoteWriter) -> None:
+        if (error := next(failures, None)) is not None:
+            raise error
+        send(writer)
+
+    monkeypatch.setattr(remote.RemoteWriter, "_send", fails_once)
+    train(f"memory://{uuid4().hex}/once")
+    released = threading.Event()
+    monkeypatch.setattr(remote, "PATIENCE", 0.1)
+    monkeypatch.setattr(remote.RemoteWriter, "_send", lambda writer: released.wait(30))
+    with pytest.warns(UserWarning, match="it takes too long"):
+        train(f"memory://{uuid4().hex}/hangs")
+    released.set()
 
 
 def test_what_is_not_there_is_one_clear_line() -> None:

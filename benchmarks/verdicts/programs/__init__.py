@@ -72,9 +72,6 @@ TUNING: dict[str, tuple[Program, ...]] = {
     "events": events.PROGRAMS,
     "vision": vision.PROGRAMS,
     "discrete": discrete.PROGRAMS,
-}
-# Written by somebody who had read no rule and seen no verdict, and fixed before any rule was run on them.
-HELD_OUT: dict[str, tuple[Program, ...]] = {
     "metric": metric.PROGRAMS,
     "coordinates": coordinates.PROGRAMS,
     "graphs": graphs.PROGRAMS,
@@ -83,6 +80,9 @@ HELD_OUT: dict[str, tuple[Program, ...]] = {
     "tagging": tagging.PROGRAMS,
     "modalities": modalities.PROGRAMS,
 }
+# To be written by somebody who has read no rule and seen no verdict, and to be fixed before any rule is run on
+# them. Those that were here have been judged, published and learned from.
+HELD_OUT: dict[str, tuple[Program, ...]] = {}
 FAMILIES = TUNING | HELD_OUT
 PROGRAMS: dict[str, Program] = {
     program.name: program for programs in FAMILIES.values() for program in programs

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 
 import numpy as np
@@ -14,6 +15,7 @@ from benchmarks.remedies.strategies import GRADSCOPE, STRATEGIES
 from benchmarks.verdicts.programs import PROGRAMS
 from benchmarks.verdicts.scoring import interval
 
+ROOT = Path(__file__).parents[2]
 # Faults that only an edit takes away: of the loss, of an operation in forward(), of the graph, of the loop.
 # These were listed before any result was seen,
 LISTED_FIRST = frozenset(
@@ -116,6 +118,7 @@ def rows(run: Treated) -> Iterator[list[object]]:
         for place, step in enumerate(course.steps, start=1):
             share = f"{step.trial.share:.3g}" if step.trial and step.tried else ""
             refused = step.trial.refused if step.trial else "an edit"
+            refused = refused.replace(f"{ROOT}/", "")  # where surgery names the file to edit
             yield [run.family, run.program, run.seed, strategy, place, step.title, share, refused]
 
 

@@ -195,6 +195,12 @@ def output_layers(run: Run) -> tuple[str, ...]:
     return tuple(layer.name for layer in run.layers if layer.name not in taken)
 
 
+def watched_outputs(run: Run) -> list[LayerInfo]:
+    """Return those of the output layers that ran while they were watched."""
+    ran = {layer.name: layer for layer in run.layers}
+    return [ran[name] for name in output_layers(run) if name in ran]
+
+
 def _weighted_after(run: Run, layer: LayerInfo) -> bool:
     """Say whether further weights take a layer's output, as far as connections are known."""
     return connected(run) and any(

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.diagnose.architecture import consumers, operations, output_layers
+from gradscope.diagnose.architecture import consumers, operations, output_layers, watched_outputs
 from gradscope.diagnose.series import Stretch, column, median, steps_of
 from gradscope.diagnose.squared_error import squared_error
 from gradscope.records import LayerInfo, Run, Severity
@@ -97,9 +97,8 @@ def broken(run: Run) -> bool:
 def answers_alike(run: Run) -> bool:
     """Say whether at the end every output is the same for all samples, to the precision of its numbers."""
     last = max(5, len(run.steps) // 10)
-    ran = {layer.name for layer in run.layers}
-    outputs = [run.layer(name) for name in output_layers(run) if name in ran and not consumers(run, name)]
-    return bool(outputs) and all(_constant(run, layer, slice(-last, None)) for layer in outputs)
+    ends = [layer for layer in watched_outputs(run) if not consumers(run, layer.name)]
+    return bool(ends) and all(_constant(run, layer, slice(-last, None)) for layer in ends)
 
 
 def only_shrinks(run: Run) -> bool:
@@ -108,12 +107,10 @@ def only_shrinks(run: Run) -> bool:
     Distances between outputs do so without learning anything, where nothing keeps the outputs apart.
     """
     losses = column(run, "loss")
-    ran = {layer.name for layer in run.layers}
-    outputs = [run.layer(name) for name in output_layers(run) if name in ran]
-    deviations = run.layer_table("activation_std")
-    return bool(outputs) and all(
+    deviations, found = run.layer_table("activation_std"), watched_outputs(run)
+    return bool(found) and all(
         _in_step(losses, between_samples(run, layer)) or _in_step(losses, deviations[layer.name].to_numpy())
-        for layer in outputs
+        for layer in found
     )
 
 
@@ -185,9 +182,13 @@ def _standstill(run: Run, settings: Settings) -> int:
     return int(steps[known][below[0]]) if len(below) else int(steps[-1])
 
 
+def _ends(count: int) -> tuple[int, int]:
+    """Return over how many of a run's losses the first and the last level are taken."""
+    return max(1, min(5, count // 10)), max(5, count // 10)
+
+
 def _levels(losses: NDArray[np.float64]) -> tuple[float, float, float]:
-    few = max(1, min(5, len(losses) // 10))
-    tail = max(5, len(losses) // 10)
+    few, tail = _ends(len(losses))
     window = min(5, len(losses))
     smooth = np.median(np.lib.stride_tricks.sliding_window_view(losses, window), axis=-1)
     return min(float(losses[0]), median(losses[:few])), median(losses[-tail:]), float(smooth.min())
@@ -217,7 +218,7 @@ def _scatter(noise: float, count: int) -> float:
 
     A median of n independent values scatters by 1.25 / sqrt(n) of their deviation.
     """
-    few, tail = max(1, min(5, count // 10)), max(5, count // 10)
+    few, tail = _ends(count)
     return 2 * 1.25 * noise * math.sqrt(1 / few + 1 / tail)
 
 

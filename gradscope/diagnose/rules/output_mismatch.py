@@ -38,9 +38,9 @@ from gradscope.diagnose.architecture import (
     RESHAPING,
     feeds_output,
     operations,
-    output_layers,
     producers,
     unshaped,
+    watched_outputs,
 )
 from gradscope.diagnose.outcome import Outcome, outcome, severity
 from gradscope.diagnose.rule import require
@@ -72,7 +72,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     require_steps(run, 1)
     functions = operations(run.info.loss.get("functions", ()))
     require(functions, "the loss function was not recorded")
-    outputs = [run.layer(name) for name in output_layers(run) if name in {layer.name for layer in run.layers}]
+    outputs = watched_outputs(run)
     loss = outcome(run, settings)
     squared = squared_error(run)
     found = _mismatch(run, functions, outputs, loss.final)

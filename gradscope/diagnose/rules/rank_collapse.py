@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.diagnose.architecture import output_layers, unshaped
+from gradscope.diagnose.architecture import unshaped, watched_outputs
 from gradscope.diagnose.outcome import Outcome, between_samples, only_shrinks, outcome, severity
 from gradscope.diagnose.rule import require
 from gradscope.diagnose.series import longest_stretch, median, require_steps, steps_of
@@ -82,8 +82,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
 
 
 def _drawn_together(run: Run, loss: Outcome) -> Finding:
-    ran = {layer.name for layer in run.layers}
-    output = next(run.layer(name) for name in output_layers(run) if name in ran)
+    output = watched_outputs(run)[0]
     deviation, layer = between_samples(run, output), unshaped(run, output).name
     return Finding(
         NAME,

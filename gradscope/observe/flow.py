@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradscope.columns import LAYER_COLUMNS
 from gradscope.observe.activations import INPUT_LIMITS, RECTIFIERS, limits_of_module, name_of_module
-from gradscope.observe.attention import attends, attention_weights, entropy_shares, may_attend
+from gradscope.observe.attention import Entropies, attends, attention_rows, may_attend
 from gradscope.observe.dataflow import Dataflow
 from gradscope.observe.host_layers import HostCollector
 from gradscope.observe.layers import describe_layer, unit_axis_of, usual_unit_axis
@@ -37,7 +37,7 @@ class LayerStep:
     calls: NDArray[np.float64]
     measured: list[Measured]
     live: Live
-    entropies: list[tuple[int, Tensor]]
+    entropies: list[tuple[list[int], Tensor]]
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors to bring to the host."""
@@ -65,7 +65,7 @@ class Flow:
         for index, reading in enumerate(self._readings):
             self._host.read_as(index, reading)
         self._units = DeadUnits(dead_window)
-        self._entropies: list[tuple[int, Tensor]] = []
+        self._entropies = Entropies()
         self._attending = {index for index, module in enumerate(modules.values()) if may_attend(module)}
         self._order: list[int] = []
         self._ran = np.zeros(len(self.layers), np.bool_)
@@ -89,9 +89,9 @@ class Flow:
                 self._attending.add(index)
                 self._settled[index] = False
         if index in self._attending:
-            weights = attention_weights(module, output)
-            if weights is not None:
-                self._entropies.append((index, entropy_shares(weights)))
+            rows = attention_rows(module, output)
+            if rows is not None:
+                self._entropies.add(index, rows)
 
     def output(self, index: int, tensor: Tensor) -> None:
         """Take a tensor that layer `index` returned."""
@@ -158,7 +158,7 @@ class Flow:
         self.spent = 0.0
         self._host.forget()
         self._collector.take()
-        self._entropies = []
+        self._entropies.take()
         self._calls = [0] * len(self.layers)
 
     def take(self) -> LayerStep:
@@ -171,8 +171,7 @@ class Flow:
             ]
         self._calls = [0] * len(self.layers)
         measured, live = self._host.take()
-        entropies, self._entropies = self._entropies, []
-        return LayerStep(calls, measured + self._collector.take(), live, entropies)
+        return LayerStep(calls, measured + self._collector.take(), live, self._entropies.take())
 
     def learn(self, dataflow: Dataflow) -> None:
         """Take from one step's graph which layers feed which, and which activations modules don't show."""
@@ -206,15 +205,16 @@ class Flow:
         return table
 
     def _add_entropies(
-        self, table: NDArray[np.float64], entropies: Sequence[tuple[int, Tensor]], arrays: Sequence[Any]
+        self, table: NDArray[np.float64], entropies: Sequence[tuple[list[int], Tensor]], arrays: Sequence[Any]
     ) -> None:
         """Add each layer's mean entropy, and its sharpest head's lowest, over its calls that had one."""
         by_layer: dict[int, list[NDArray[np.float64]]] = {}
-        for (owner, _), array in zip(entropies, arrays, strict=True):
-            if not np.isnan(array[0]):
-                by_layer.setdefault(owner, []).append(array)
-        for owner, values in by_layer.items():
-            mean, lowest = np.array(values, np.float64).T
+        for (owners, _), array in zip(entropies, arrays, strict=True):
+            for owner, values in zip(owners, array, strict=True):
+                if not np.isnan(values[0]):
+                    by_layer.setdefault(owner, []).append(values)
+        for owner, several in by_layer.items():
+            mean, lowest = np.array(several, np.float64).T
             table[owner, COLUMN["attention_entropy"]] = mean.mean()
             table[owner, COLUMN["attention_entropy_lowest"]] = lowest.min()
 

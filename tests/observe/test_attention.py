@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gradscope.observe.attention import QUERIES, attends, attention_weights, entropy_shares
+from gradscope.observe.attention import QUERIES, attends, attention_rows, entropy_shares
 from tests.observe.sinks import MemorySink, record
 
 HEADS, LENGTH, WIDTH = 2, 9, 8
@@ -240,15 +240,34 @@ def test_entropy_is_one_when_uniform_zero_when_sharp_and_missing_without_rows() 
     assert all(map(math.isnan, shares(torch.zeros(1, 3, 4))))
 
 
+def test_it_is_the_same_held_together_or_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Hand(mix) for mix in (fused, causal, by_softmax, causal)))
+    x = torch.randn(3, LENGTH, WIDTH)
+    names = [f"{place}.out" for place in range(4)]
+
+    def recorded() -> list[float]:
+        sink = record(copy.deepcopy(model), lambda m: m(x).square().mean(), steps=1)
+        return [
+            sink.layer(name, column)
+            for name in names
+            for column in ("attention_entropy", "attention_entropy_lowest")
+        ]
+
+    together = recorded()
+    monkeypatch.setattr("gradscope.observe.attention.HELD", 0)
+    assert recorded() == pytest.approx(together, rel=1e-6)
+
+
 def test_only_a_softmax_over_the_last_of_three_axes_shows_weights() -> None:
     softmax = nn.Softmax(dim=-1)
-    rows = attention_weights(softmax, torch.rand(2, 3, 4))
+    rows = attention_rows(softmax, torch.rand(2, 3, 4))
     assert rows is not None
-    assert rows.shape == (1, 2, 4)
-    assert attention_weights(softmax, torch.rand(2, 3)) is None
-    assert attention_weights(softmax, torch.rand(2, 3, 0)) is None
-    assert attention_weights(nn.Softmax(dim=1), torch.rand(2, 3, 4)) is None
-    assert attention_weights(nn.Linear(2, 2), torch.rand(2, 3, 4)) is None
+    assert [item.shape for item in rows] == [(1, 2, 4)]
+    assert attention_rows(softmax, torch.rand(2, 3)) is None
+    assert attention_rows(softmax, torch.rand(2, 3, 0)) is None
+    assert attention_rows(nn.Softmax(dim=1), torch.rand(2, 3, 4)) is None
+    assert attention_rows(nn.Linear(2, 2), torch.rand(2, 3, 4)) is None
 
 
 def test_a_router_is_no_attention() -> None:

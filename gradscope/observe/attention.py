@@ -20,9 +20,9 @@ QUERIES = 16
 HELD = 1 << 20
 # The way from an output back to the attention before it is shorter than this.
 LONGEST_WAY = 64
-# Rows of attention's weights (heads, rows, positions), at least 0, whatever their sum; or scaled queries (heads, rows,
-# width) and keys (heads, positions, width) that they come from, and perhaps what a mask adds (heads or 1, rows,
-# positions). They share no memory with the training.
+# Rows of attention's weights (heads, rows, positions), at least 0, whatever their sum. Or what they come from:
+# scaled queries (heads, rows, width), keys (heads, positions, width) and perhaps what a mask adds (heads or
+# 1, rows, positions). They share no memory with the training.
 Rows = tuple[Tensor, ...]
 _SOFTMAX, _FUSED = ("SoftmaxBackward", "SafeSoftmaxBackward"), "ScaledDotProduct"
 _PRODUCTS = ("BmmBackward", "MatmulBackward")

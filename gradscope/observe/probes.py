@@ -179,7 +179,8 @@ class Probes:
             Probe(index, observer, isinstance(module, FIRST_ONLY), Window(index, module, observer, turn))
             for index, module in enumerate(self._modules)
         )
-        self._handles: list[Any] = []
+        self._keys: list[int | None] = [None] * len(self._modules)
+        self._attached: list[tuple[int, nn.Module]] = []
         self._fused = {
             id(inner): layer
             for layer in model.modules()
@@ -191,7 +192,7 @@ class Probes:
     @property
     def attached(self) -> bool:
         """Return whether the probes are on the modules."""
-        return bool(self._handles)
+        return bool(self._attached)
 
     def watchable(self) -> list[tuple[int, nn.Module]]:
         """Return the modules that a hook does not change the computation of, with their indices."""
@@ -204,17 +205,25 @@ class Probes:
         ]
 
     def attach(self) -> None:
-        """Put every probe on its module."""
-        if not self._handles:
-            self._handles = [
-                module.register_forward_hook(self._probes[index]) for index, module in self.watchable()
-            ]
+        """Put every probe on its module.
+
+        The first time as anyone does, then back under its key: to register 100 hooks anew takes 0.1 ms.
+        """
+        if self._attached:
+            return
+        self._attached = self.watchable()
+        for index, module in self._attached:
+            key, probe = self._keys[index], self._probes[index]
+            if key is None:
+                self._keys[index] = module.register_forward_hook(probe).id
+            else:
+                module._forward_hooks[key] = probe
 
     def detach(self) -> None:
         """Take every probe off its module."""
-        handles, self._handles = self._handles, []
-        for handle in handles:
-            handle.remove()
+        attached, self._attached = self._attached, []
+        for index, module in attached:
+            module._forward_hooks.pop(self._keys[index], None)  # type: ignore[arg-type]
 
 
 def traceable_tensors(output: Any) -> list[Tensor]:

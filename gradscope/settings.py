@@ -93,7 +93,7 @@ class Settings:
         "usual band 1e-4 to 1e-2; lr 1.0: 0.07 to 0.1",
     )
     update_burst: float = option(
-        0.5, "median update / weight of a step that leaves little of what was learned", "healthy: up to 0.3"
+        0.25, "median update / weight of a step that leaves little of what was learned", "healthy: up to 0.3"
     )
     update_ratio_low: float = option(
         3e-5,

@@ -21,6 +21,7 @@ SHRUNK = math.log(5)  # outputs that draw together by less than this factor need
 TOGETHER = 0.98  # correlation between the logarithms of the loss and of the outputs' deviation
 PRODUCTS = {"Mm", "Addmm", "Bmm", "Baddbmm", "Mv", "Dot", "Cdist", "CosineSimilarity", "Cat", "Stack"}
 CRITERIA = ("NllLoss", "BinaryCrossEntropy", "MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "KlDiv")
+NO_ERROR = 1e-3  # mean error of probabilities that no network makes before it was trained
 Progress = Literal["trains", "slow", "stuck", "unknown"]
 
 
@@ -235,7 +236,7 @@ def _chance(run: Run) -> float:
     if len({name for name in names if name.startswith(CRITERIA)}) > 1:
         return math.nan  # a sum of several losses
     if "BinaryCrossEntropy" in functions:
-        return math.log(2)
+        return _factor_of_two(run) * math.log(2)
     likelihood = "NllLoss" in functions or "CrossEntropy" in functions
     if not likelihood or PRODUCTS.intersection(names) or _weighted(names):
         return math.nan  # behind a product, as of contrasted samples, the layer's width isn't the classes'
@@ -274,6 +275,19 @@ def _factor(run: Run, classes: int) -> float:
     guess = loss / factor / math.log(classes)  # near 1 if this is the factor and nothing has been learned
     least = 0.9 if 0.5 < factor < 2 else 0.7  # a small factor may also be a loss of another kind
     return factor if guess > least and (guess < 1.1 or not 0.5 < factor < 2) else 1.0
+
+
+def _factor_of_two(run: Run) -> float:
+    """Return by what a binary cross-entropy is multiplied if it is a very small number, else 1.
+
+    Before training the mean's gradient at each of n scores is near 1 / (2 n).
+    """
+    names = [str(name) for name in run.info.loss.get("inputs", ())]
+    known = {layer.name for layer in run.layers}
+    if len(names) != 1 or names[0] not in known or not len(run.steps) or int(steps_of(run)[0]) > 0:
+        return 1.0
+    count, size = (float(run.layer_table(f"signal_{kind}")[names[0]].iloc[0]) for kind in ("count", "rms"))
+    return factor if 0 < (factor := 2 * count * size) < NO_ERROR else 1.0
 
 
 def _of_probabilities(run: Run) -> bool:

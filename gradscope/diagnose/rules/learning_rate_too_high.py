@@ -1,7 +1,7 @@
 """Updates so large, relative to the weights, that training jumps instead of descending.
 
 What it finds
-The loss does not improve, and the typical weight changes by more than half of its size in a step, or by
+The loss does not improve, and the typical weight changes by more than a quarter of its size in a step, or by
 more than 3 % to the run's end, or by more than 3 % in several steps while the loss jumps to twice its
 start. Where the loss needn't fall, as in adversarial training: steps that change the typical weight by more
 than its own size.

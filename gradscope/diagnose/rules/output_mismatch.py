@@ -44,7 +44,7 @@ from gradscope.diagnose.architecture import (
 )
 from gradscope.diagnose.outcome import Outcome, outcome, severity
 from gradscope.diagnose.rule import require
-from gradscope.diagnose.series import log, median, require_steps, steps_of
+from gradscope.diagnose.series import column, log, median, require_steps, steps_of
 from gradscope.diagnose.squared_error import HIDING, SquaredError, squared_error
 from gradscope.diagnose.wording import present
 from gradscope.records import Finding, LayerInfo, Run
@@ -60,6 +60,10 @@ ERRORS = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Abs", "Pow", "Binar
 LOST_SCALE, WOBBLE = 0.5, 0.05
 PINNED = 0.02  # share of a bounded output's range within which it lies at its bound
 HELD_BACK = 0.5  # share of the squared error at the output that a rectifier lets not through
+# Activations as the loss's graph names them, with their largest slopes.
+SHOWN = {"Softmax": "softmax", "Sigmoid": "sigmoid", "Tanh": "tanh", "Relu": "relu"}
+SLOPES = {"relu": 1.0, "sigmoid": 0.25, "tanh": 1.0}
+FLAT = 0.1  # share of a squared error that passes a bounded function which goes on reaching for its bounds
 # Functions that a loss consists of, and those that may stand between it and the output it judges.
 LOSSES = (*ERRORS, "NllLoss", "NllLoss2D", "LogSoftmax", "CrossEntropyLoss", "BinaryCrossEntropyWithLogits")
 GUARDS = ("Clamp", "Log", "Sub", "Rsub")
@@ -79,7 +83,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     if found is None and squared is not None:
         found = _residuals(run, squared, loss, settings)
     if found is None and loss.progress != "trains":
-        found = _pinned(run, outputs, settings)
+        found = _pinned(run, outputs, settings) or _shut(run, functions, outputs, settings)
     if found is None:
         return None
     number, message, cause = found
@@ -180,11 +184,10 @@ def _activations(run: Run, functions: list[str], outputs: list[LayerInfo]) -> se
     own = [index for index, name in enumerate(functions) if name in LOSSES]
     behind = [name for name in functions[own[-1] + 1 if own else 0 :] if name not in RESHAPING]
     behind = list(dropwhile(lambda name: name in GUARDS, behind))
-    named = {"Softmax": "softmax", "Sigmoid": "sigmoid", "Tanh": "tanh"}
-    if len(outputs) != 1 or not set(behind[1:] if behind[:1] and behind[0] in named else behind) <= SIMPLE:
+    if len(outputs) != 1 or not set(behind[1:] if behind[:1] and behind[0] in SHOWN else behind) <= SIMPLE:
         return set()
     found = [layer.activation for layer in run.layers if feeds_output(run, layer)]
-    found += [outputs[0].activation, named.get(behind[0]) if behind else None]
+    found += [outputs[0].activation, SHOWN.get(behind[0]) if behind else None]
     return {name for name in found if name}
 
 
@@ -283,6 +286,30 @@ def _pinned(run: Run, outputs: list[LayerInfo], settings: Settings) -> Mismatch 
         f"{layer.name} can only give {low:g} to {high:g}, and gives {level:.3g} for every sample.",
         "The loss goes on pushing it as hard as at the start: what it wants lies beyond.",
     )
+
+
+def _shut(run: Run, functions: list[str], outputs: list[LayerInfo], settings: Settings) -> Mismatch | None:
+    """Find a function at the output, of no module, that lets little of a mean squared error through.
+
+    The error's gradient at N outputs is 2 / N times the residuals, so that what arrives behind the function
+    is N² mean(g²) / (4 loss) of their squares.
+    """
+    plain = [name for name in functions if name not in RESHAPING]
+    activation = SHOWN.get(plain[1], "") if len(plain) > 1 and plain[0] == "MseLoss" else ""
+    if len(outputs) != 1 or activation not in SLOPES:
+        return None
+    name, tail = outputs[0].name, slice(-max(settings.patience, len(run.steps) // 10), None)
+    count, signal = (run.layer_table(f"signal_{kind}")[name].to_numpy() for kind in ("count", "rms"))
+    passed = median(((count * signal) ** 2 / (4 * column(run, "loss")))[tail]) / SLOPES[activation] ** 2
+    if not passed < (1 - HELD_BACK if activation == "relu" else FLAT):
+        return None
+    why = (
+        f"Only {passed:.0%} of the squared error passes back through it, of what its slope would let through."
+    )
+    if activation == "relu":
+        return 9, f"The rectifier behind {name}, at the output, holds back most of the error.", why
+    low, high = RANGE[activation]
+    return 6, f"Behind {name} a {activation} can only give {low:g} to {high:g}: targets lie beyond.", why
 
 
 def _cuts_off(run: Run, layer: LayerInfo, rows: slice) -> bool:

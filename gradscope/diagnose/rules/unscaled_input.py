@@ -48,6 +48,8 @@ from gradscope.records import Finding, LayerInfo, Run
 from gradscope.settings import Settings
 
 NAME = "unscaled-input"
+LITTLE = 0.05  # share of a squared output within which the bias's own share isn't known
+ROUNDED = 1e-6  # a cosine is that much nearer to 1, or further from it
 CARRIERS = ("shape", "dropout")  # what data may pass on their way to the first weights
 
 
@@ -156,4 +158,13 @@ def _input_rms(run: Run, item: WeightLayer, settings: Settings) -> float:
     ]
     offset = math.hypot(float(bias[0].get("std", 0.0)), float(bias[0].get("mean", 0.0))) if bias else 0.0
     signal = output**2 - offset**2
+    if signal < LITTLE * output**2:  # nearly all of it is the bias, which is the same for every sample
+        signal = output**2 * _apart(run, item.layer)
     return math.sqrt(signal / item.layer.fan_in) / deviation if signal > 0 else math.nan
+
+
+def _apart(run: Run, layer: LayerInfo) -> float:
+    """Return which share of a squared output differs from sample to sample, at most; NaN if unknown."""
+    if len(layer.output_shape or ()) != 2 and layer.role != "convolution":
+        return math.nan  # the cosine is of tokens
+    return max(1 - float(run.layer_table("activation_cosine")[layer.name].iloc[0]), ROUNDED)

@@ -63,7 +63,6 @@ HELD_BACK = 0.5  # share of the squared error at the output that a rectifier let
 # Activations as the loss's graph names them, with their largest slopes.
 SHOWN = {"Softmax": "softmax", "Sigmoid": "sigmoid", "Tanh": "tanh", "Relu": "relu"}
 SLOPES = {"relu": 1.0, "sigmoid": 0.25, "tanh": 1.0}
-FLAT = 0.1  # share of a squared error that passes a bounded function which goes on reaching for its bounds
 # Functions that a loss consists of, and those that may stand between it and the output it judges.
 LOSSES = (*ERRORS, "NllLoss", "NllLoss2D", "LogSoftmax", "CrossEntropyLoss", "BinaryCrossEntropyWithLogits")
 GUARDS = ("Clamp", "Log", "Sub", "Rsub")
@@ -289,27 +288,41 @@ def _pinned(run: Run, outputs: list[LayerInfo], settings: Settings) -> Mismatch 
 
 
 def _shut(run: Run, functions: list[str], outputs: list[LayerInfo], settings: Settings) -> Mismatch | None:
-    """Find a function at the output, of no module, that lets little of a mean squared error through.
-
-    The error's gradient at N outputs is 2 / N times the residuals, so that what arrives behind the function
-    is N² mean(g²) / (4 loss) of their squares.
-    """
+    """Find a function at the output, of no module, that doesn't suit the targets of a mean squared error."""
     plain = [name for name in functions if name not in RESHAPING]
     activation = SHOWN.get(plain[1], "") if len(plain) > 1 and plain[0] == "MseLoss" else ""
     if len(outputs) != 1 or activation not in SLOPES:
         return None
-    name, tail = outputs[0].name, slice(-max(settings.patience, len(run.steps) // 10), None)
-    count, signal = (run.layer_table(f"signal_{kind}")[name].to_numpy() for kind in ("count", "rms"))
-    passed = median(((count * signal) ** 2 / (4 * column(run, "loss")))[tail]) / SLOPES[activation] ** 2
-    if not passed < (1 - HELD_BACK if activation == "relu" else FLAT):
-        return None
-    why = (
-        f"Only {passed:.0%} of the squared error passes back through it, of what its slope would let through."
-    )
     if activation == "relu":
-        return 9, f"The rectifier behind {name}, at the output, holds back most of the error.", why
-    low, high = RANGE[activation]
-    return 6, f"Behind {name} a {activation} can only give {low:g} to {high:g}: targets lie beyond.", why
+        return _holds_back(run, outputs[0], settings)
+    name, (low, high) = outputs[0].name, RANGE[activation]
+    size = float(run.layer_table("activation_rms")[name].iloc[0])
+    first, most = float(column(run, "loss")[0]), (high - low) / 2 + SLOPES[activation] * size
+    if int(steps_of(run)[0]) > 0 or not first > 1.2 * most**2:
+        return None
+    return (
+        6,
+        f"Behind {name} a {activation} can only give {low:g} to {high:g}, the targets lie outside.",
+        f"Outputs from the middle of that range miss them by {math.sqrt(first):.3g} in the square mean.",
+    )
+
+
+def _holds_back(run: Run, layer: LayerInfo, settings: Settings) -> Mismatch | None:
+    """Find a rectifier behind the last layer that lets little of a mean squared error through.
+
+    The error's gradient at N outputs is 2 / N times the residuals, so that what arrives behind the function
+    is N² mean(g²) / (4 loss) of their squares.
+    """
+    tail = slice(-max(settings.patience, len(run.steps) // 10), None)
+    count, signal = (run.layer_table(f"signal_{kind}")[layer.name].to_numpy() for kind in ("count", "rms"))
+    passed = median(((count * signal) ** 2 / (4 * column(run, "loss")))[tail])
+    if not passed < 1 - HELD_BACK:
+        return None
+    return (
+        9,
+        f"The rectifier behind {layer.name}, at the output, holds back most of the error.",
+        f"Only {passed:.0%} of its square passes back: where the output is 0, no gradient does.",
+    )
 
 
 def _cuts_off(run: Run, layer: LayerInfo, rows: slice) -> bool:

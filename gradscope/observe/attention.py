@@ -20,7 +20,7 @@ QUERIES = 16
 HELD = 1 << 20
 # The way from an output back to the attention before it is shorter than this.
 LONGEST_WAY = 64
-# Rows of attention's weights (heads, rows, positions), at least 0, whatever their sum. Or what they come from:
+# Rows of attention's weights (heads, rows, positions), at least 0, whatever their sum. Or what makes them:
 # scaled queries (heads, rows, width), keys (heads, positions, width) and perhaps what a mask adds (heads or
 # 1, rows, positions). They share no memory with the training.
 Rows = tuple[Tensor, ...]

@@ -22,6 +22,7 @@ from benchmarks.verdicts.programs import (
     heads,
     language,
     metric,
+    mixers,
     mlp,
     modalities,
     physics,
@@ -85,6 +86,7 @@ TUNING: dict[str, tuple[Program, ...]] = {
 # Those that were here have been judged, published and learned from.
 HELD_OUT: dict[str, tuple[Program, ...]] = {
     "ranking": ranking.PROGRAMS,
+    "mixers": mixers.PROGRAMS,
 }
 FAMILIES = TUNING | HELD_OUT
 PROGRAMS: dict[str, Program] = {

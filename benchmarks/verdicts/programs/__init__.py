@@ -20,6 +20,7 @@ from benchmarks.verdicts.programs import (
     gates,
     graphs,
     heads,
+    keypoints,
     language,
     metric,
     mixers,
@@ -87,6 +88,7 @@ TUNING: dict[str, tuple[Program, ...]] = {
 HELD_OUT: dict[str, tuple[Program, ...]] = {
     "ranking": ranking.PROGRAMS,
     "mixers": mixers.PROGRAMS,
+    "keypoints": keypoints.PROGRAMS,
 }
 FAMILIES = TUNING | HELD_OUT
 PROGRAMS: dict[str, Program] = {

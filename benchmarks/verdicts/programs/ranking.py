@@ -42,13 +42,13 @@ def _judged(unit: float = 1.0, clicks: bool = False) -> Pair:
 
 @cache
 def _ordered_by_neighbours() -> Pair:
-    """Return lists and grades that say whether a document is above the mean of its list in two features."""
+    """Return lists, and in how many of two features a document is near the mean of its list."""
     random = torch.Generator().manual_seed(412)
     shown = torch.randn(LISTS, LENGTH, FEATURES, generator=random) + 2 * torch.randn(
         LISTS, 1, FEATURES, generator=random
     )
     apart = shown[:, :, :2] - shown[:, :, :2].mean(1, keepdim=True)
-    return shown, (apart > 0).sum(2).float()
+    return shown, (apart.abs() < 0.7).sum(2).float()
 
 
 class _Scorer(nn.Module):
@@ -338,6 +338,18 @@ PROGRAMS = (
         CONTEXT,
         ("rank-collapse", "vanishing-signal", "vanishing-gradient"),
         ("body.*",),
+    ),
+    Program(
+        "ranking-context-too-sharp",
+        partial(
+            _rank,
+            fit={"optimizer": adam(3e-3)},
+            body=partial(_context, sharpness=1000.0),
+            data=_ordered_by_neighbours,
+        ),
+        CONTEXT,
+        ("attention-collapse",),
+        ("body.1*",),
     ),
     Program(
         "ranking-decay",

@@ -13,6 +13,7 @@ from benchmarks.verdicts.programs import (
     cells,
     convolution,
     coordinates,
+    denoising,
     density,
     discrete,
     events,
@@ -89,6 +90,7 @@ HELD_OUT: dict[str, tuple[Program, ...]] = {
     "ranking": ranking.PROGRAMS,
     "mixers": mixers.PROGRAMS,
     "keypoints": keypoints.PROGRAMS,
+    "denoising": denoising.PROGRAMS,
 }
 FAMILIES = TUNING | HELD_OUT
 PROGRAMS: dict[str, Program] = {

@@ -81,7 +81,7 @@ class _Hourglass(nn.Module):
         self,
         skip: bool = True,
         activation: Activation = nn.ReLU,
-        floor_norm: nn.Module | None = None,
+        floor_norm: Callable[[], nn.Module] = nn.Identity,
         initialise: net.Initialise = net.he,
         cut: bool = False,
     ):
@@ -92,7 +92,7 @@ class _Hourglass(nn.Module):
             nn.Sequential(nn.Conv2d(12, 12, 3, 2 if i < 2 else 3, 1), activation()) for i in range(3)
         )
         self.up = nn.ModuleList(nn.Sequential(nn.Conv2d(12, 12, 3, 1, 1), activation()) for _ in range(3))
-        self.floor_norm, self.skip, self.cut = floor_norm or nn.Identity(), skip, cut
+        self.floor_norm, self.skip, self.cut = floor_norm(), skip, cut
         net.initialised(self, initialise)
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -113,11 +113,15 @@ class _Maps(nn.Module):
     """A body and one heat map a point, through `output`; level: the bias of the maps."""
 
     def __init__(
-        self, body: nn.Module, output: nn.Module | None = None, level: float = 0.0, zeros: bool = False
+        self,
+        body: nn.Module,
+        output: Callable[[], nn.Module] = nn.Identity,
+        level: float = 0.0,
+        zeros: bool = False,
     ):
         super().__init__()
         self.body, self.heat = body, nn.Conv2d(int(body.width), POINTS, 1)
-        self.output = output or nn.Identity()
+        self.output = output()
         nn.init.constant_(self.heat.bias, level)
         if zeros:
             nn.init.zeros_(self.heat.weight)
@@ -179,7 +183,7 @@ class _Coordinates(nn.Module):
 
     def __init__(
         self,
-        output: nn.Module | None = None,
+        output: Callable[[], nn.Module] = nn.Identity,
         activation: Activation = nn.ReLU,
         initialise: net.Initialise | None = net.he,
         level: float = 0.0,
@@ -192,7 +196,7 @@ class _Coordinates(nn.Module):
         self.body = nn.Sequential(*convolutions, nn.Flatten())
         net.initialised(self.body, initialise)
         self.neck = net.mlp((144, 48, 2 * POINTS), activation, initialise)
-        self.output, self.spare = output or nn.Identity(), nn.Linear(144, 3) if spare else None
+        self.output, self.spare = output(), nn.Linear(144, 3) if spare else None
         nn.init.constant_(self.neck[-1].bias, level)
         if still:
             nn.init.zeros_(self.neck[-1].weight)
@@ -322,7 +326,7 @@ DEEP = partial(_Body, 12, 8, nn.ReLU, None, net.he, 3)
 PROGRAMS = (
     Program("keypoints-numbers", _tell, target=0.85),
     Program("keypoints-descent", partial(_tell, PLAIN), REF),
-    Program("keypoints-numbers-through-sigmoid", partial(_tell, output=nn.Sigmoid()), REF),
+    Program("keypoints-numbers-through-sigmoid", partial(_tell, output=nn.Sigmoid), REF),
     Program("keypoints-head-for-later", partial(_tell, spare=True), REF),
     Program("keypoints-convolutions-frozen", partial(_tell, {"steps": 400}, frozen=True), REF),
     Program("keypoints-expected", _expect, target=0.9),
@@ -352,14 +356,14 @@ PROGRAMS = (
     ),
     Program(
         "keypoints-numbers-in-pixels-through-sigmoid",
-        partial(_tell, loss=_in_pixels, output=nn.Sigmoid()),
+        partial(_tell, loss=_in_pixels, output=nn.Sigmoid),
         REF,
         ("output-mismatch", "saturated-activation"),
         ("output", "neck*"),
     ),
     Program(
         "keypoints-numbers-below-zero-cut",
-        partial(_tell, output=nn.ReLU(), level=-3.0),
+        partial(_tell, output=nn.ReLU, level=-3.0),
         REF,
         ("dead-units", "zero-gradient", "poor-initialization"),
         ("output", "neck.2"),
@@ -413,7 +417,7 @@ PROGRAMS = (
     ),
     Program(
         "keypoints-hourglass-normed-at-one-pixel",
-        partial(_expect, SLOWER, partial(_Hourglass, False, floor_norm=nn.GroupNorm(12, 12))),
+        partial(_expect, SLOWER, partial(_Hourglass, False, floor_norm=partial(nn.GroupNorm, 12, 12))),
         "keypoints-hourglass-without-skips",
         ("degenerate-normalization", "zero-gradient"),
         ("maps.body.floor_norm",),

@@ -171,17 +171,17 @@ class _Mixer(nn.Module):
         self,
         blocks: list[nn.Module],
         outputs: int = 10,
-        neck: nn.Module | None = None,
-        end: nn.Module | None = None,
+        neck: Callable[[], nn.Module] = LAYER_NORM,
+        end: Callable[[], nn.Module] = nn.Identity,
         flat: bool = False,
         cut: bool = False,
         zeros: bool = False,
     ):
         super().__init__()
         self.embed, self.blocks = nn.Linear(PIXELS, WIDTH), nn.Sequential(*blocks)
-        self.neck = neck or nn.LayerNorm(WIDTH)
+        self.neck = neck()
         self.head = nn.Linear(WIDTH * (PATCHES if flat else 1), outputs)
-        self.end, self.flat, self.cut = end or nn.Identity(), flat, cut
+        self.end, self.flat, self.cut = end(), flat, cut
         if zeros:
             nn.init.zeros_(self.head.weight)
 
@@ -209,7 +209,9 @@ def _classify(
     return classify(model, data(), loss=loss, parameters=parameters, **options)
 
 
-def _locate(unit: float = 1.0, end: nn.Module | None = None, fit: dict[str, Any] | None = None) -> Setup:
+def _locate(
+    unit: float = 1.0, end: Callable[[], nn.Module] = nn.Identity, fit: dict[str, Any] | None = None
+) -> Setup:
     """Tell the centre of the ink from all patches."""
     model = _Mixer([_mixing()], 2, end=end, flat=True)
     return regress(model, _centres(unit), **{"optimizer": adam(3e-3), "steps": 250, **(fit or {})})
@@ -248,7 +250,7 @@ PROGRAMS = (
     Program("mixers-descent", partial(_classify, fit=PLAIN), REF),
     Program("mixers-gated", partial(_classify, _gated), REF),
     Program("mixers-gated-six", partial(_classify, _gated, 6, {"steps": 150}), REF),
-    Program("mixers-affine", partial(_classify, RESMLP, fit=LONG, neck=nn.Identity()), REF),
+    Program("mixers-affine", partial(_classify, RESMLP, fit=LONG, neck=nn.Identity), REF),
     Program(
         "mixers-branches-from-nearly-nothing", partial(_classify, partial(_mixing, layer_scale=1e-4), 6), REF
     ),
@@ -273,11 +275,11 @@ PROGRAMS = (
     Program("mixers-bare-tanh", partial(_classify, _bare, 4, PLAIN, flat=True), REF),
     Program(
         "mixers-bare-relu",
-        partial(_classify, partial(_bare, nn.ReLU, EVEN), 8, GENTLY, flat=True, neck=nn.Identity()),
+        partial(_classify, partial(_bare, nn.ReLU, EVEN), 8, GENTLY, flat=True, neck=nn.Identity),
         REF,
     ),
     Program("mixers-half", partial(_classify, fit=HALF), REF),
-    Program("mixers-centre-in-shares", partial(_locate, end=nn.Sigmoid()), target=0.85),
+    Program("mixers-centre-in-shares", partial(_locate, end=nn.Sigmoid), target=0.85),
     Program("mixers-clipped-at-1", partial(_classify, fit=PLAIN | {"clip": 1.0}), REF),
     Program(
         "mixers-bare-sigmoid",
@@ -294,7 +296,7 @@ PROGRAMS = (
             8,
             GENTLY,
             flat=True,
-            neck=nn.Identity(),
+            neck=nn.Identity,
         ),
         "mixers-bare-relu",
         ("exploding-signal", "exploding-gradient", "poor-initialization", "non-finite"),
@@ -308,7 +310,7 @@ PROGRAMS = (
             8,
             GENTLY | {"clip": 1e9},
             flat=True,
-            neck=nn.Identity(),
+            neck=nn.Identity,
         ),
         "mixers-bare-relu",
         (
@@ -343,21 +345,21 @@ PROGRAMS = (
     ),
     Program(
         "mixers-norm-of-one-value",
-        partial(_classify, neck=nn.GroupNorm(WIDTH, WIDTH)),
+        partial(_classify, neck=partial(nn.GroupNorm, WIDTH, WIDTH)),
         REF,
         ("degenerate-normalization",),
         ("neck",),
     ),
     Program(
         "mixers-affine-bytes",
-        partial(_classify, RESMLP, fit=LONG, data=partial(_cut_digits, 90.0, 75.0), neck=nn.Identity()),
+        partial(_classify, RESMLP, fit=LONG, data=partial(_cut_digits, 90.0, 75.0), neck=nn.Identity),
         AFFINE,
         ("unscaled-input",),
         ("embed", "blocks.*"),
     ),
     Program(
         "mixers-centre-in-pixels",
-        partial(_locate, 640.0, nn.Sigmoid()),
+        partial(_locate, 640.0, nn.Sigmoid),
         SHARES,
         ("output-mismatch", "saturated-activation"),
         ("end", "head"),

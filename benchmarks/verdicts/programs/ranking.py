@@ -58,10 +58,14 @@ class _Scorer(nn.Module):
     """
 
     def __init__(
-        self, body: nn.Module, output: nn.Module | None = None, aside: bool = False, level: float = 0.0
+        self,
+        body: nn.Module,
+        output: Callable[[], nn.Module] = nn.Identity,
+        aside: bool = False,
+        level: float = 0.0,
     ):
         super().__init__()
-        self.body, self.head, self.output = body, nn.Linear(WIDTH, 1), output or nn.Identity()
+        self.body, self.head, self.output = body, nn.Linear(WIDTH, 1), output()
         self.aside = nn.Linear(QUERY, 1) if aside else None
         nn.init.constant_(self.head.bias, level)
 
@@ -253,21 +257,21 @@ PROGRAMS = (
     Program("ranking-16-bits", partial(_rank, fit={"autocast": torch.bfloat16}), REF),
     Program(
         "ranking-softmax-over-one-score",
-        partial(_rank, output=nn.Softmax(-1)),
+        partial(_rank, output=partial(nn.Softmax, -1)),
         REF,
         ("zero-gradient", "output-mismatch"),
         ("output",),
     ),
     Program(
         "ranking-norm-of-one-score",
-        partial(_rank, output=nn.LayerNorm(1)),
+        partial(_rank, output=partial(nn.LayerNorm, 1)),
         REF,
         ("degenerate-normalization", "zero-gradient"),
         ("output",),
     ),
     Program(
         "ranking-no-score-below-zero",
-        partial(_rank, output=nn.ReLU(), level=-15.0),
+        partial(_rank, output=nn.ReLU, level=-15.0),
         REF,
         ("dead-units", "zero-gradient", "poor-initialization"),
         ("output", "head"),

@@ -196,9 +196,9 @@ def _absolute(guessed: Tensor, wanted: Tensor) -> Tensor:
     return F.l1_loss(guessed, wanted)
 
 
-def _tiny(guessed: Tensor, wanted: Tensor) -> Tensor:
-    """Return the squared error times 1e-7, as one of many losses is weighed."""
-    return 1e-7 * F.mse_loss(guessed, wanted)
+def _weighed(weight: float) -> Loss:
+    """Return the squared error times a weight, as one of many losses is weighed."""
+    return lambda guessed, wanted: weight * F.mse_loss(guessed, wanted)
 
 
 def _decibels(floor: float) -> Loss:
@@ -351,7 +351,7 @@ PROGRAMS = (
         "denoising-in-millionths",
         partial(_restore, data=partial(_recorded, 1e-6)),
         "denoising-in-hundredths",
-        ("epsilon-floor", "unscaled-input"),
+        ("unscaled-input", "output-mismatch"),
     ),
     Program(
         "denoising-norm-of-one-channel",
@@ -418,9 +418,15 @@ PROGRAMS = (
     ),
     Program(
         "denoising-half-underflow",
-        partial(_restore, fit={"autocast": torch.float16}, loss=_tiny),
+        partial(_restore, fit={"autocast": torch.float16}, loss=_weighed(1e-7)),
         "denoising-half",
         ("gradient-underflow", "zero-gradient"),
+    ),
+    Program(
+        "denoising-error-times-1e-12",
+        partial(_restore, loss=_weighed(1e-12)),
+        REF,
+        ("epsilon-floor", "learning-rate-too-low"),
     ),
     Program(
         "denoising-shades-one-start-for-all",

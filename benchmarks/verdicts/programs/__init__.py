@@ -25,6 +25,7 @@ from benchmarks.verdicts.programs import (
     metric,
     mlp,
     modalities,
+    patches,
     physics,
     published_clouds,
     published_tables,
@@ -83,6 +84,7 @@ TUNING: dict[str, tuple[Program, ...]] = {
 }
 # To be written by somebody who has read no rule and seen no verdict, before any rule is run on them.
 HELD_OUT: dict[str, tuple[Program, ...]] = {
+    "patches": patches.PROGRAMS,
     "everyday": everyday.PROGRAMS,
 }
 FAMILIES = TUNING | HELD_OUT

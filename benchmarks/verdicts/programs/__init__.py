@@ -17,6 +17,7 @@ from benchmarks.verdicts.programs import (
     discrete,
     events,
     everyday,
+    forecasts,
     gan,
     gates,
     graphs,
@@ -85,6 +86,7 @@ TUNING: dict[str, tuple[Program, ...]] = {
 # To be written by somebody who has read no rule and seen no verdict, before any rule is run on them.
 HELD_OUT: dict[str, tuple[Program, ...]] = {
     "patches": patches.PROGRAMS,
+    "forecasts": forecasts.PROGRAMS,
     "everyday": everyday.PROGRAMS,
 }
 FAMILIES = TUNING | HELD_OUT

@@ -15,6 +15,7 @@ from benchmarks.verdicts.programs import (
     coordinates,
     density,
     discrete,
+    distillation,
     events,
     everyday,
     forecasts,
@@ -87,6 +88,7 @@ TUNING: dict[str, tuple[Program, ...]] = {
 HELD_OUT: dict[str, tuple[Program, ...]] = {
     "patches": patches.PROGRAMS,
     "forecasts": forecasts.PROGRAMS,
+    "distillation": distillation.PROGRAMS,
     "everyday": everyday.PROGRAMS,
 }
 FAMILIES = TUNING | HELD_OUT

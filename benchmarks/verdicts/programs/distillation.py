@@ -90,15 +90,17 @@ def _skipped(depth: int) -> nn.Module:
 
 
 class _Pupil(nn.Module):
-    """A student beside its frozen teacher, and a projection from the one's features to the other's.
+    """A student beside its frozen teacher; hinted: with a projection from its features to the teacher's.
 
     temper: what turns softened logits into probabilities; cosine: the likeness of features of 64.
     """
 
-    def __init__(self, body: Build = _body, width: int = WIDTH, output: nn.Module | None = None):
+    def __init__(
+        self, body: Build = _body, width: int = WIDTH, output: nn.Module | None = None, hinted: bool = False
+    ):
         super().__init__()
         self.student, self.teacher = _Student(body(), width, output), _teacher()
-        self.project = nn.Linear(width, 64)
+        self.project = nn.Linear(width, 64) if hinted else nn.Identity()
         self.temper = nn.Softmax(1)
         self.cosine = net.Apply(_cosine)
 
@@ -177,10 +179,6 @@ def _scaled(loss: Loss, factor: float) -> Loss:
     return lambda model, inputs, targets: factor * loss(model, inputs, targets)
 
 
-def _of_student(model: Any) -> list[nn.Parameter]:
-    return trained(model.student) + trained(model.project)
-
-
 def _of_teacher(model: Any) -> list[nn.Parameter]:
     """Return the wrong network's parameters."""
     return list(model.teacher.parameters())
@@ -194,7 +192,7 @@ def _learn(
     loss: Loss = _soft(),  # noqa: B008
     fit: dict[str, Any] | None = None,
     model: Build = _Pupil,
-    optimize: Callable[[Any], list[nn.Parameter]] = _of_student,
+    optimize: Callable[[Any], list[nn.Parameter]] = trained,
     wrong: float = 0.0,
     unit: float = 1.0,
 ) -> Setup:
@@ -339,10 +337,11 @@ REF, HINTS, EXITS, LOGITS = (
 DESCENT, PEERS = "distillation-descent", "distillation-peers-kept-apart"
 LAST = (0.0, 0.0, 1.0)
 PLAIN = {"optimizer": sgd(0.05)}
+HINTED = partial(_Pupil, hinted=True)
 SPARSE = partial(_Pupil, partial(_body, 0, shift=-2.0, width=64), 64)
 PROGRAMS = (
     Program("distillation-soft", _learn, target=0.96),
-    Program("distillation-hints", partial(_learn, _hints()), target=0.96),
+    Program("distillation-hints", partial(_learn, _hints(), model=HINTED), target=0.96),
     Program("distillation-logits", partial(_learn, _logits), target=0.96),
     Program("distillation-descent", partial(_learn, _soft(), PLAIN), target=0.94),
     Program("distillation-exits", partial(_learn, _exits(), model=_Exits, optimize=trained), target=0.95),
@@ -388,10 +387,31 @@ PROGRAMS = (
         ),
         REF,
     ),
-    Program("distillation-hints-clipped-always", partial(_learn, _hints(1.0), {"clip": 0.2}), HINTS),
+    Program("distillation-hints-clipped-always", partial(_learn, _hints(1.0), {"clip": 0.2}, HINTED), HINTS),
     Program(
         "distillation-half-precision",
         partial(_learn, _soft(), {"autocast": torch.float16, "optimizer": adam(3e-3, eps=1e-15)}),
+        REF,
+    ),
+    Program("distillation-16-bits", partial(_learn, fit={"autocast": torch.bfloat16}), REF),
+    Program(
+        "distillation-warmed-up-to-0.03",
+        partial(_learn, fit={"optimizer": adam(0.03), "schedule": lambda step: min(1.0, (step + 1) / 80)}),
+        REF,
+    ),
+    Program(
+        "distillation-small-start",
+        partial(_learn, model=partial(_Pupil, partial(_body, 1, initialise=net.normal(0.02)))),
+        REF,
+    ),
+    Program(
+        "distillation-tanh-until-sure",
+        partial(_learn, _soft(1.0), {"steps": 500}, partial(_Pupil, partial(_body, 1, nn.Tanh, net.glorot))),
+        REF,
+    ),
+    Program(
+        "distillation-inputs-times-20-into-batchnorm",
+        partial(_learn, model=partial(_Pupil, partial(_body, 2, norm=nn.BatchNorm1d)), unit=20.0),
         REF,
     ),
     Program(
@@ -409,7 +429,7 @@ PROGRAMS = (
     ),
     Program(
         "distillation-wrong-side-detached",
-        partial(_learn, _hints(cut=True), model=partial(_Pupil, partial(_body, 3))),
+        partial(_learn, _hints(cut=True), model=partial(_Pupil, partial(_body, 3), hinted=True)),
         HINTS,
         ("missing-gradient",),
         ("student.body*",),
@@ -423,7 +443,9 @@ PROGRAMS = (
     ),
     Program(
         "distillation-student-body-not-optimized",
-        partial(_learn, _hints(), optimize=_only_projection, model=partial(_Pupil, partial(_body, 4))),
+        partial(
+            _learn, _hints(), optimize=_only_projection, model=partial(_Pupil, partial(_body, 4), hinted=True)
+        ),
         HINTS,
         ("not-optimized",),
         ("student.body*",),
@@ -458,7 +480,7 @@ PROGRAMS = (
     ),
     Program(
         "distillation-hints-of-a-million",
-        partial(_learn, _hints(1e6), PLAIN),
+        partial(_learn, _hints(1e6), PLAIN, HINTED),
         HINTS,
         ("exploding-gradient", "learning-rate-too-high", "loss-divergence", "non-finite"),
     ),

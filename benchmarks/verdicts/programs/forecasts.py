@@ -388,6 +388,17 @@ PROGRAMS = (
         target=0.7,
     ),
     Program(
+        "forecasts-lstm", partial(_forecast, partial(_Sequence, nn.LSTM), {"optimizer": adam(1e-2)}), REF
+    ),
+    Program(
+        "forecasts-shops-closed-with-floor",
+        partial(_forecast, partial(_Perceptron, _Standardise()), data=partial(_levels, 0.05)),
+        SALES,
+    ),
+    Program(
+        "forecasts-batches-of-eight", partial(_forecast, _Sequence, {"batch_size": 8, "steps": 500}), REF
+    ),
+    Program(
         "forecasts-thousands",
         partial(_forecast, _Sequence, data=partial(_series, level=5000.0, unit=800.0)),
         REF,
@@ -452,7 +463,7 @@ PROGRAMS = (
     Program(
         "forecasts-shops-closed",
         partial(_forecast, partial(_Perceptron, _Standardise(0.0)), data=partial(_levels, 0.05)),
-        SALES,
+        "forecasts-shops-closed-with-floor",
         ("non-finite",),
         ("before",),
     ),

@@ -48,9 +48,9 @@ def _series(noise: float = 0.1, level: float = 0.0, unit: float = 1.0, spikes: f
 
 @cache
 def _levels(closed: float = 0.0) -> Pair:
-    """Return windows of sales in the shops' own units, from tens to ten thousands, per thousand sold.
+    """Return windows of sales (1024, 24), from tens to ten thousands a shop, and what came next (1024, 4).
 
-    closed: share of the shops whose windows are flat; targets are all in units of the window's spread.
+    Targets are in units of the shop's size, about its mean; closed: share of shops whose windows are flat.
     """
     random = torch.Generator().manual_seed(402)
     series = _seasons(1024, random)
@@ -363,7 +363,7 @@ PROGRAMS = (
     ),
     Program(
         "forecasts-within-bounds",
-        partial(_forecast, partial(_Sequence, output=nn.Tanh()), data=partial(_series, unit=0.35)),
+        partial(_forecast, partial(_Sequence, output=nn.Tanh()), {"steps": 400}, partial(_series, unit=0.35)),
         REF,
     ),
     Program(

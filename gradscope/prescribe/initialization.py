@@ -8,7 +8,7 @@ from statistics import median
 
 from gradscope.prescribe.case import Case
 from gradscope.prescribe.gains import EMBEDDING_SPREAD, gain_at, gain_with, scheme_for
-from gradscope.prescribe.optimizer import with_fitting_steps
+from gradscope.prescribe.optimizer import with_fitting_steps, with_search
 from gradscope.prescribe.paste import block, figure, name_list, some, through
 from gradscope.records import LayerInfo, Remedy
 
@@ -92,6 +92,11 @@ def initialize_with_steps_if_far_off(case: Case) -> Remedy | None:
     if variance is None or variance < _FAR_OFF * _VARIANCE[scheme]:
         return None
     return reinitialize_with_steps(case)
+
+
+def initialize_with_search(case: Case) -> Remedy | None:
+    """Initialise whatever the gain was, and search for the rate that suits the new weights."""
+    return with_search(case, reinitialize(case))
 
 
 def initialize_recurrence_with_steps(case: Case) -> Remedy | None:

@@ -8,6 +8,7 @@ from gradscope.prescribe.activation import leak
 from gradscope.prescribe.case import Case
 from gradscope.prescribe.gains import gain_with
 from gradscope.prescribe.initialization import expect_gain, gain_before
+from gradscope.prescribe.optimizer import with_search
 from gradscope.prescribe.paste import block, figure, name_list, some, through
 from gradscope.prescribe.together import together
 from gradscope.records import LayerInfo, Remedy
@@ -42,6 +43,11 @@ def normalize(case: Case) -> Remedy | None:
 def normalize_if_saturated_later(case: Case) -> Remedy | None:
     """Insert normalisation where units saturated during training, not where they started saturated."""
     return normalize(case) if case.number("saturated_at_start") == 0 else None
+
+
+def normalize_with_search(case: Case) -> Remedy | None:
+    """Insert normalisation and search for the rate that suits the normalised network."""
+    return with_search(case, normalize(case))
 
 
 def choose(case: Case) -> str | None:

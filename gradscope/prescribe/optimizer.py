@@ -10,6 +10,7 @@ import numpy as np
 from gradscope.prescribe.case import Case
 from gradscope.prescribe.paste import block, figure, joined, name_list, rounded, some
 from gradscope.prescribe.rate import FIRST_STEP_OF_ADAM, rate_code
+from gradscope.prescribe.together import together
 from gradscope.records import Remedy
 
 _ADAM_RATE = 1e-3
@@ -17,6 +18,7 @@ _FAR_OFF = 8.0
 _FIRST_STEP_IN_TIME = 3e-2  # a recurrence without gates takes each step once for every step of time
 _LOWEST_RATE, _HIGHEST_RATE = 1e-4, 1e-2
 _DECAY_OF_ADAM = 0.01
+SEARCHED = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 _DECAY = {"AdamW": 0.01}
 _USUAL_DECAY = 1e-4
 _LEAST_DECAY = 1e-5  # less is none at all
@@ -99,6 +101,48 @@ def adam_rate(case: Case, weight_size: float | None = None) -> float:
     in_time = ungated or any(map(case.is_repeated, case.weighted))
     step = _FIRST_STEP_IN_TIME if in_time else FIRST_STEP_OF_ADAM
     return rounded(min(max(step * size, _LOWEST_RATE), _HIGHEST_RATE))
+
+
+def search_rate(case: Case) -> Remedy | None:
+    """Put AdamW at the rate that a short training at each of several finds to be the best."""
+    if not case.optimizer:
+        return None
+    grid = "[" + ", ".join(map(figure, SEARCHED)) + "]"
+    return Remedy(
+        "optimizer",
+        "Use AdamW at the rate that a short search finds",
+        "What a rate does is seen within a few steps, and a figure derived from one step fits most networks but "
+        "not all; trying costs about as much as one more training.",
+        block(
+            "import copy",
+            "",
+            "import torch",
+            "",
+            "",
+            "def final_loss(rate, steps=50):",
+            "    tried = copy.deepcopy(model)",
+            "    optimizer = torch.optim.AdamW(tried.parameters(), lr=rate)",
+            "    for _, (inputs, targets) in zip(range(steps), loader):  # your own batches",
+            "        optimizer.zero_grad()",
+            "        loss = loss_function(tried(inputs), targets)",
+            "        loss.backward()",
+            "        optimizer.step()",
+            '    return loss.item() if torch.isfinite(loss) else float("inf")',
+            "",
+            "",
+            f"rate = min({grid}, key=final_loss)",
+            "optimizer = torch.optim.AdamW("
+            f"model.parameters(), lr=rate, weight_decay={figure(_DECAY_OF_ADAM)})",
+        ),
+        f"The best of {len(SEARCHED)} rates between {figure(SEARCHED[0])} and {figure(SEARCHED[-1])}.",
+        {"do": "train", "optimizer": "AdamW", "weight_decay": _DECAY_OF_ADAM, "search": list(SEARCHED)},
+    )
+
+
+def with_search(case: Case, remedy: Remedy | None) -> Remedy | None:
+    """Return a remedy together with a search for the rate that suits the changed model."""
+    search = search_rate(case)
+    return together(remedy, search) if remedy is not None and search is not None else None
 
 
 def adam_code(rate: float) -> str:

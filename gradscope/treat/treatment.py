@@ -14,7 +14,7 @@ from typing import Any
 
 from gradscope.errors import GradscopeError, SurgeryRefused
 from gradscope.examine import examine
-from gradscope.prescribe import surgery
+from gradscope.prescribe import prescribe_anyway, surgery
 from gradscope.prescribe.together import together
 from gradscope.prescribe.training import TrainingChange, steps_of, training_change
 from gradscope.records import Effect, Finding, Remedy, Report, Treatment, Trial
@@ -118,7 +118,8 @@ def prescribed(report: Report) -> tuple[Remedy, ...]:
     """Return what the report prescribes for its root causes, most urgent first, each change once."""
     roots = [finding for finding in report.findings if finding.caused_by is None]
     chosen: dict[str, Remedy] = {}
-    for remedy in (*_of_all(roots), *(remedy for finding in roots for remedy in finding.remedies)):
+    specific = (*_of_all(roots), *(remedy for finding in roots for remedy in finding.remedies))
+    for remedy in (*specific, *prescribe_anyway(report.run)):
         chosen.setdefault(json.dumps(remedy.action or remedy.title, sort_keys=True, default=str), remedy)
     return tuple(chosen.values())[:MOST_REMEDIES]
 

@@ -24,6 +24,7 @@ from torch import nn
 from gradscope.errors import SurgeryRefused
 from gradscope.prescribe.surgery.activations import replace_activations
 from gradscope.prescribe.surgery.copying import copy_of
+from gradscope.prescribe.surgery.guarded import Guarded
 from gradscope.prescribe.surgery.initialization import initialize
 from gradscope.prescribe.surgery.norms import normalize, replace_norms, set_epsilon
 from gradscope.prescribe.surgery.optimization import (
@@ -37,7 +38,7 @@ from gradscope.prescribe.surgery.width import widen
 from gradscope.prescribe.training import steps_of
 from gradscope.records import Remedy
 
-__all__ = ["apply", "change_optimizer", "clip_gradients", "runs", "warm_up"]
+__all__ = ["Guarded", "apply", "change_optimizer", "clip_gradients", "runs", "warm_up"]
 
 Operation = Callable[[nn.Module, Mapping[str, Any], Any], None]
 

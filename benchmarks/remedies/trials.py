@@ -25,7 +25,7 @@ from benchmarks.verdicts.training import score, shuffled
 from gradscope.errors import SurgeryRefused
 from gradscope.prescribe import surgery
 from gradscope.prescribe.training import Clipping, TrainingChange, training_change
-from gradscope.treat import training
+from gradscope.treat import rate_search, training
 from gradscope.treat.patient import optimizer_like
 from gradscope.treat.rate_search import find_rate
 from gradscope.treat.training import changed_optimizer
@@ -77,7 +77,8 @@ def train(program: Program, seed: int, action: Action) -> float:
 @cache
 def _source_of_trials() -> str:
     """Hash the source that decides what a trial does beside its program and its action."""
-    files = (*sorted(Path(surgery.__file__).parent.glob("*.py")), Path(training.__file__), Path(__file__))
+    own = (Path(module.__file__) for module in (training, rate_search))
+    files = (*sorted(Path(surgery.__file__).parent.glob("*.py")), *own, Path(__file__))
     return hashlib.sha256("".join(map(recording.code_of, files)).encode()).hexdigest()[:8]
 
 

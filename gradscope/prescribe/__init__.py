@@ -16,9 +16,9 @@ MOST_REMEDIES = 4
 
 
 GENERAL = (
-    optimizer.search_rate,
     normalization.normalize_with_search,
     initialization.initialize_with_search,
+    optimizer.search_rate,
     scaling.scale_inputs_with_search,
 )
 

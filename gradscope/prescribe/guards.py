@@ -8,15 +8,18 @@ from gradscope.prescribe.case import Case
 from gradscope.prescribe.clipping import blown_up
 from gradscope.prescribe.fixes import blame_data
 from gradscope.prescribe.paste import block, some
+from gradscope.prescribe.together import together
 from gradscope.records import Remedy
 
 _OVERFLOWING = 1e6  # size of an activation from which a few operations more may overflow
+_AT_ONCE = 2  # nothing has grown by training yet
 _KNOWN = ("linear", "convolution", "recurrent", "normalization", "attention", "embedding")
 
 
 def keep_finite_if_not_grown(case: Case) -> Remedy | None:
     """Guard operations first of all where NaN came out of numbers of a usual size."""
-    return None if blown_up(case) or _overflowing(case) else keep_finite(case)
+    grown = case.finding.first_step > _AT_ONCE and blown_up(case)
+    return None if grown or _overflowing(case) else keep_finite(case)
 
 
 def keep_finite(case: Case) -> Remedy:
@@ -60,6 +63,12 @@ def fill_missing(case: Case) -> Remedy | None:
         "Every input finite; a filled one says nothing about its sample.",
         {"do": "train", "fill_missing": True},
     )
+
+
+def fill_missing_and_keep_finite(case: Case) -> Remedy | None:
+    """Do both, as what reaches torch's own first layer may have been computed before it."""
+    filled = fill_missing(case)
+    return together(filled, keep_finite(case)) if filled is not None else None
 
 
 def pass_steps(case: Case) -> Remedy | None:

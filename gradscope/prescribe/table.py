@@ -77,7 +77,7 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
         scaling.scale_inputs,
     ),
     "non-finite": (
-        guards.fill_missing,
+        guards.fill_missing_and_keep_finite,
         precision.widen_half,
         guards.keep_finite_if_not_grown,
         activation.bound_recurrence,

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 ROOT_FLOOR, LOG_FLOOR, NO_DENOMINATOR = 1e-8, 1e-6, 1e-12
 MASKED = -1e4  # for minus infinity in front of a softmax; its exponential is zero in every dtype
+_SLOPE = 1.0  # of the line that goes on below the floor: enough to lead what fell below it back
 _SHARPNESS = 4.0  # of the sigmoid whose slope stands for that of a comparison
 
 Function = Callable[..., Any]
@@ -43,12 +44,16 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _above(least: float) -> Guard:
-    """Return a guard that keeps the operand at `least` or above it."""
+def _above(least: float, slope: float) -> Guard:
+    """Return a guard that keeps the operand at `least` or above it; below, the gradient is that of a line."""
 
     def guard(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        first = args[0].clamp(min=least) if _is_number(args[0]) else args[0]
-        return func(first, *args[1:], **kwargs)
+        operand = args[0]
+        if not _is_number(operand):
+            return func(*args, **kwargs)
+        result = func(operand.clamp(min=least), *args[1:], **kwargs)
+        below = torch.where(operand < least, operand, operand.detach())
+        return result + slope * (below - operand.detach())
 
     return guard
 
@@ -166,9 +171,10 @@ def _named(guards: Mapping[str, Guard]) -> dict[str, Guard]:
 
 _FINITE = _named(
     {
-        "sqrt rsqrt": _above(ROOT_FLOOR),
-        "log log2 log10": _above(LOG_FLOOR),
-        "log1p": _above(-1 + LOG_FLOOR),
+        "sqrt": _above(ROOT_FLOOR, _SLOPE),
+        "rsqrt": _above(ROOT_FLOOR, -_SLOPE),
+        "log log2 log10": _above(LOG_FLOOR, _SLOPE),
+        "log1p": _above(-1 + LOG_FLOOR, _SLOPE),
         "exp exp2 expm1 cosh sinh": _exponential,
         "acos asin arccos arcsin": _arc,
         "div divide true_divide __truediv__ __div__": _quotient,

@@ -1,6 +1,7 @@
 """Try what gradscope prescribes on every ailing program of the verdict benchmark, beside two strategies.
 
-    python benchmarks/remedies/run.py [--quick] [--only PATTERN] [--split held-out] [--seeds 3] [--jobs 2] [--alone]
+    python benchmarks/remedies/run.py [--quick] [--only PATTERN] [--split held-out] [--seeds 3] [--jobs 2]
+        [--alone]
 
 Recorded runs are the verdict benchmark's own, recorded here where they are missing. Each trial is kept beside
 them as soon as it is made, so that an interrupted benchmark goes on where it was, and made again only where

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradscope.prescribe import initialization, normalization, optimizer, scaling
+from gradscope.prescribe.anyway import prescribe_anyway
 from gradscope.prescribe.case import Case
 from gradscope.prescribe.fixes import treat_cause
 from gradscope.prescribe.table import TABLE
@@ -13,20 +13,6 @@ from gradscope.settings import Settings
 __all__ = ["TABLE", "Clipping", "TrainingChange", "prescribe", "prescribe_anyway", "training_change"]
 
 MOST_REMEDIES = 4
-
-
-GENERAL = (
-    normalization.normalize_with_search,
-    initialization.initialize_with_search,
-    optimizer.search_rate,
-    scaling.scale_inputs_with_search,
-)
-
-
-def prescribe_anyway(run: Run, settings: Settings | None = None) -> tuple[Remedy, ...]:
-    """Return what repairs many networks whatever ails them, most often first: for what no finding explains."""
-    case = Case(Finding("", "note", ""), run, settings or Settings())
-    return tuple(remedy for suggest in GENERAL if (remedy := suggest(case)) is not None)
 
 
 def prescribe(finding: Finding, run: Run, settings: Settings | None = None) -> tuple[Remedy, ...]:

@@ -1,4 +1,4 @@
-"""Remedies that guard operations: off the points where they are infinite, and with a slope where they have none."""
+"""Remedies that guard operations: kept finite at the edge of their domain, and given a slope on steps."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def keep_finite(case: Case) -> Remedy:
         block(
             "from gradscope.prescribe import surgery",
             "",
-            "# Write clamp(min=1e-6).log(), clamp(min=1e-8).sqrt() and a / b.clamp(min=1e-6) where it happens,",
-            "# or let gradscope do so to every such operation, in training and wherever the model is used:",
+            "# Write x.clamp(min=1e-6).log(), x.clamp(min=1e-8).sqrt() and the like where it happens,",
+            "# or let gradscope do so to all such operations, in training and wherever the model is used:",
             "with surgery.Guarded():",
             "    loss = loss_function(model(inputs), targets)",
         ),
@@ -44,7 +44,7 @@ def keep_finite(case: Case) -> Remedy:
 
 
 def fill_missing(case: Case) -> Remedy | None:
-    """Put the mean of each feature for what is missing where torch's own first layer makes NaN of its input."""
+    """Put the mean of each feature for what is missing where torch's own first layer makes NaN of it."""
     layer = next((item for item in case.run.layers if item.name in case.finding.layers[:1]), None)
     if layer is None or layer.role not in _KNOWN or blame_data(case) is None:
         return None
@@ -92,7 +92,7 @@ def pass_steps(case: Case) -> Remedy | None:
 
 
 def _overflowing(case: Case) -> bool:
-    """Say whether outputs were near overflow at the step of the first value that was not finite, or before."""
+    """Say whether outputs were near overflow up to the step of the first value that was not finite."""
     for statistic in ("activation_max", "activation_min"):
         table = case.run.layer_table(statistic)
         values = np.abs(table.loc[table.index <= case.finding.first_step].to_numpy(dtype=float))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from gradscope.prescribe.case import Case
-from gradscope.prescribe.optimizer import with_search
 from gradscope.prescribe.paste import block, figure
 from gradscope.prescribe.rate import fitting_rate, higher
 from gradscope.prescribe.together import together
@@ -68,11 +67,6 @@ def scale_both(case: Case) -> Remedy | None:
     inputs, targets = scale_inputs(case), scale_targets(case)
     far = case.least_loss is not None and case.least_loss > _FAR
     return together(inputs, targets) if inputs and targets and far else None
-
-
-def scale_inputs_with_search(case: Case) -> Remedy | None:
-    """Standardise the inputs and search for the rate that suits them."""
-    return with_search(case, scale_inputs(case))
 
 
 def scale_inputs_if_alike(case: Case) -> Remedy | None:

@@ -167,6 +167,7 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
     ),
     "learning-rate-too-high": (
         initialization.initialize_with_steps_if_far_off,
+        optimizer.search_rate_if_memory_is_odd,
         optimizer.use_adam_for_plain_sgd,
         rate.lower,
         clipping.clip,
@@ -202,5 +203,11 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
         fixes.enlarge_batch,
         normalization.raise_norm_epsilon,
     ),
-    "loss-divergence": (rate.lower, clipping.clip, scaling.scale_targets, rate.warm_up, loss.robust_loss),
+    "loss-divergence": (
+        rate.lower,
+        clipping.clip,
+        scaling.scale_targets,
+        rate.warm_up,
+        loss.robust_loss,
+    ),
 }

@@ -122,7 +122,7 @@ def prescribed(report: Report) -> tuple[Remedy, ...]:
     """
     roots = [finding for finding in report.findings if finding.caused_by is None]
     specific = _each_once((*_of_all(roots), *(remedy for finding in roots for remedy in finding.remedies)))
-    general = prescribe_anyway(report.run)
+    general = prescribe_anyway(report.run, roots)
     return _each_once((*_of_two_kinds(specific), *general[:1], *specific, *general[1:]))[:MOST_REMEDIES]
 
 
@@ -134,7 +134,7 @@ def _each_once(remedies: Iterable[Remedy]) -> tuple[Remedy, ...]:
 
 
 def _of_two_kinds(remedies: Sequence[Remedy]) -> Iterator[Remedy]:
-    """Yield what comes before the first remedy that can be tried, that one, and the first that changes else."""
+    """Yield all up to the first remedy that can be tried, and then the first that changes something else."""
     tried: set[str] | None = None
     for remedy in remedies:
         changed = {item for step in steps_of(remedy.action) for item in _changes(step)}
@@ -376,10 +376,11 @@ def _combined(plan: Plan, effects: Sequence[Effect], patients: Sequence[Trial]) 
 
 
 def _verdict(effects: Sequence[Effect], patients: Sequence[Trial], report: Report) -> str:
-    if any(effect.outcome == "helps" for effect in effects):
-        return "repaired"
     well = mean(patient.improvement for patient in patients) >= TRAINS_WELL
     ill = any(finding.severity != "note" for finding in report.findings)
+    # What is tried without a finding may train a healthy network still faster, which is no repair.
+    if any(effect.outcome == "helps" for effect in effects) and (ill or not well):
+        return "repaired"
     return "not ill" if well or not ill else "not repaired"
 
 

@@ -250,8 +250,7 @@ def test_an_activation_of_the_users_own_that_overflows_is_replaced(record: Any) 
     model = nn.Sequential(nn.Linear(6, 6), Exponential(), nn.Linear(6, 6), Exponential(), nn.Linear(6, 2))
     run = record(model, torch.randn(8, 6))
     plain = replace(run, info=replace(run.info, layers=tuple(replace(x, functions=()) for x in run.layers)))
-    remedy = prescribe(finding("non-finite", "1"), plain)[0]
-    assert remedy.title == "Replace Exponential by ReLU, with He initialisation"
+    remedy = named(finding("non-finite", "1"), plain, "Replace Exponential by ReLU, with He initialisation")
     changed: Any = surgery.apply(remedy, model)
     assert isinstance(changed[1], nn.ReLU)
     assert isinstance(changed[3], nn.ReLU)

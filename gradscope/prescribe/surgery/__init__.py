@@ -3,7 +3,8 @@
 An action is a mapping with "do", the name of an operation, and its arguments:
 
 - "replace-activation": to, from (names of those to replace; all hidden ones if absent), layers (modules)
-- "initialize": scheme ("own", "he", "xavier", "lecun", "orthogonal", "lsuv", or one for each layer), layers
+- "initialize": scheme ("own", "he", "xavier", "lecun", "orthogonal", "lsuv", or one for each layer), layers,
+  everything (attention, norms and embeddings far from their usual size, too)
 - "normalize": norm ("batch", "layer", "group"), layers (those whose activations it goes before)
 - "replace-norm": norm ("layer", "group", "none"), layers · "set-epsilon": eps, layers
 - "residual": layers, scale (of the branch) · "widen": factor

@@ -29,7 +29,7 @@ class Guarded(TorchFunctionMode):
 
     def __init__(self, finite: bool = True, slopes: bool = False) -> None:
         """Choose the guards."""
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._guards: dict[str, Guard] = {**(_FINITE if finite else {}), **(_SLOPES if slopes else {})}
 
     def __torch_function__(
@@ -118,11 +118,6 @@ def _soft_mask(mask: Any) -> Any:
     return mask.clamp(min=MASKED)
 
 
-def _deviation(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Take the root of the variance, kept off zero: the deviation of equal numbers has no slope."""
-    return args[0].var(*args[1:], **kwargs).clamp(min=ROOT_FLOOR).sqrt()
-
-
 def _passed_through(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Compute a step, and let the gradient pass it."""
     result = func(*args, **kwargs)
@@ -165,7 +160,7 @@ def _cast(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _named(guards: Mapping[str, Guard]) -> dict[str, Guard]:
-    """Return the guards under each of their names, and under those of the forms that work in place."""
+    """Return the guards under each of their names."""
     return {name: guard for names, guard in guards.items() for name in names.split()}
 
 
@@ -182,7 +177,6 @@ _FINITE = _named(
         "pow __pow__ float_power": _power,
         "softmax log_softmax softmin": _softmax,
         "multi_head_attention_forward": _attention,
-        "std": _deviation,
     }
 )
 _SLOPES = _named(

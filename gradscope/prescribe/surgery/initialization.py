@@ -102,7 +102,9 @@ def _beside_layers(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if isinstance(module, nn.MultiheadAttention)
         or (isinstance(module, NORMS) and hasattr(module, "reset_parameters"))
-        or (isinstance(module, EMBEDDINGS) and not _USUAL[0] < float(module.weight.std()) < _USUAL[1])
+        or (
+            isinstance(module, EMBEDDINGS) and not _USUAL[0] < float(module.weight.detach().std()) < _USUAL[1]
+        )
     }
 
 

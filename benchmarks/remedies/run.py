@@ -1,6 +1,7 @@
 """Try what gradscope prescribes on every ailing program of the verdict benchmark, beside two strategies.
 
     python benchmarks/remedies/run.py [--quick] [--only PATTERN] [--split held-out] [--seeds 3] [--jobs 2]
+        [--alone]
 
 Recorded runs are the verdict benchmark's own, recorded here where they are missing. Each trial is kept beside
 them as soon as it is made, so that an interrupted benchmark goes on where it was, and made again only where
@@ -48,21 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.fresh:
         for old in recording.RUNS.glob("*/trials"):
             shutil.rmtree(old)
-    tasks = [(name, seed, options.all) for seed in range(options.seeds) for name in names]
+    strategies = (GRADSCOPE,) if options.alone else tuple(STRATEGIES)
+    tasks = [(name, seed, options.all, strategies) for seed in range(options.seeds) for name in names]
     treated = [run for run in _map(tasks, options.jobs) if run is not None]
     print(_sections(treated))
     print(f"{len(treated)} ailing runs in {(time.perf_counter() - started) / 60:.1f} min")
-    if not options.only and not options.quick:
+    if not (options.only or options.quick or options.alone):
         _write(treated)
     return 0
 
 
-def treat(task: tuple[str, int, bool]) -> Treated | None:
-    """Record a program and its twin, and follow every strategy; None if this run is not ailing."""
+def treat(task: tuple[str, int, bool, tuple[str, ...]]) -> Treated | None:
+    """Record a program and its twin, and follow each strategy asked for; None if this run is not ailing."""
     import torch
 
     torch.set_num_threads(1)
-    name, seed, to_the_end = task
+    name, seed, to_the_end, strategies = task
     program = programs.PROGRAMS[name]
     recorded, twin = recording.record((name, seed)), recording.record((program.twin or "", seed))
     if recorded.outcome is None or twin.outcome is None:
@@ -71,8 +73,10 @@ def treat(task: tuple[str, int, bool]) -> Treated | None:
         return None
     run = read_run(find_run(recorded.path / "run"))
     courses = {
-        strategy: follow(name, seed, ask(run, recorded), to_the_end and strategy == GRADSCOPE)
-        for strategy, ask in STRATEGIES.items()
+        strategy: follow(
+            name, seed, STRATEGIES[strategy](run, recorded), to_the_end and strategy == GRADSCOPE
+        )
+        for strategy in strategies
     }
     return Treated(name, programs.FAMILY[name], seed, courses)
 
@@ -89,11 +93,11 @@ def _chosen(options: argparse.Namespace) -> list[str]:
     return [family[place] for place in range(longest) for family in families if place < len(family)]
 
 
-def _map(tasks: Sequence[tuple[str, int, bool]], jobs: int) -> list[Treated | None]:
+def _map(tasks: Sequence[tuple[str, int, bool, tuple[str, ...]]], jobs: int) -> list[Treated | None]:
     if jobs == 1:
         return [treat(task) for task in tasks]
     # Two programs may share a twin, which only one process may record.
-    twins = {(programs.PROGRAMS[name].twin or "", seed) for name, seed, _ in tasks}
+    twins = {(programs.PROGRAMS[name].twin or "", seed) for name, seed, *_ in tasks}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         list(pool.map(recording.record, sorted(twins)))
         return list(pool.map(treat, tasks))
@@ -132,6 +136,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     parser.add_argument(
         "--all", action="store_true", help="try all that gradscope prescribes, not only up to a repair"
+    )
+    parser.add_argument(
+        "--alone", action="store_true", help="try gradscope's proposals only, without the other strategies"
     )
     parser.add_argument("--fresh", action="store_true", help="forget all trials first")
     return parser.parse_args(arguments)

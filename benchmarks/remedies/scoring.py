@@ -11,7 +11,7 @@ from statistics import mean
 import numpy as np
 
 from benchmarks.remedies.judging import BEST_OF, MOST_TRIALS, Course
-from benchmarks.remedies.strategies import GRADSCOPE, STRATEGIES
+from benchmarks.remedies.strategies import GRADSCOPE
 from benchmarks.verdicts.programs import PROGRAMS
 from benchmarks.verdicts.scoring import interval
 
@@ -125,7 +125,7 @@ def rows(run: Treated) -> Iterator[list[object]]:
 def _table(runs: Sequence[Treated]) -> str:
     heads = ("first remedy repairs", f"best of {BEST_OF}", f"any of {MOST_TRIALS}", "mean trials needed")
     lines = [f"| strategy (n={len(runs)}) | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for strategy in STRATEGIES:
+    for strategy in followed(runs):
         courses = [(run.program, run.courses[strategy]) for run in runs]
         cells = (
             _share([(name, course.first_repairs) for name, course in courses]),
@@ -135,6 +135,11 @@ def _table(runs: Sequence[Treated]) -> str:
         )
         lines.append(f"| {strategy} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def followed(runs: Sequence[Treated]) -> list[str]:
+    """Return the strategies that were followed in these runs."""
+    return list(dict.fromkeys(strategy for run in runs for strategy in run.courses))
 
 
 def _share(hits: Sequence[tuple[str, bool]]) -> str:
@@ -165,8 +170,8 @@ def _by_family(runs: Sequence[Treated]) -> str:
 
 def _differences(runs: Sequence[Treated]) -> str:
     lines = ["Trials needed by gradscope less those of the other on the same run (below 0: fewer):", ""]
-    for other in STRATEGIES:
-        if other != GRADSCOPE and runs:
+    for other in followed(runs):
+        if other != GRADSCOPE:
             centre, low, high = paired(runs, other)
             lines.append(f"- {other}: {centre:+.2f} [{low:+.2f}, {high:+.2f}]")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ and accumulates as they do; the names of their layers are those that Lightning's
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -24,8 +25,9 @@ from benchmarks.verdicts.training import score, shuffled
 from gradscope.errors import SurgeryRefused
 from gradscope.prescribe import surgery
 from gradscope.prescribe.training import Clipping, TrainingChange, training_change
-from gradscope.treat import training
+from gradscope.treat import rate_search, training
 from gradscope.treat.patient import optimizer_like
+from gradscope.treat.rate_search import find_rate
 from gradscope.treat.training import changed_optimizer
 
 Action = Mapping[str, Any]
@@ -75,7 +77,8 @@ def train(program: Program, seed: int, action: Action) -> float:
 @cache
 def _source_of_trials() -> str:
     """Hash the source that decides what a trial does beside its program and its action."""
-    files = (*sorted(Path(surgery.__file__).parent.glob("*.py")), Path(training.__file__), Path(__file__))
+    own = (Path(module.__file__) for module in (training, rate_search))
+    files = (*sorted(Path(surgery.__file__).parent.glob("*.py")), *own, Path(__file__))
     return hashlib.sha256("".join(map(recording.code_of, files)).encode()).hexdigest()[:8]
 
 
@@ -124,9 +127,17 @@ class _Seen(nn.Module):
     What else they ask of the model, be it a part or a method, is the model's own.
     """
 
-    def __init__(self, model: nn.Module, inputs: Scale | None, outputs: Scale | None, cast: bool):
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Scale | None,
+        outputs: Scale | None,
+        cast: bool,
+        means: Tensor | None = None,
+    ):
         super().__init__()
         self.model, self.inputs, self.outputs, self.cast = model, inputs, outputs, cast
+        self.means = means
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -135,6 +146,8 @@ class _Seen(nn.Module):
             return getattr(super().__getattr__("model"), name)
 
     def forward(self, values: Tensor, *others: Any, **options: Any) -> Any:
+        if self.means is not None:
+            values = training.filled(values, self.means)
         if self.inputs is not None:
             values = (values - self.inputs.mean) / self.inputs.deviation
         if self.cast and values.is_floating_point():
@@ -148,13 +161,41 @@ def _train(setup: Setup, seed: int, action: Action, change: TrainingChange) -> f
     treated = surgery.apply(action, model, _first_batch(model, setup))
     if change.precision:
         setup = _in_precision(setup, treated, change.precision)
-    inputs = Scale.of(setup.data[0]) if change.scale_inputs else None
+    means = _means(setup.data[0]) if change.fill_missing else None
+    inputs = Scale.of(_without_gaps(setup.data[0], means)) if change.scale_inputs else None
     targets = Scale.of(setup.data[1]) if change.scale_targets else None
-    optimizer = changed_optimizer(optimizer_like(model, setup.optimizer)(treated), change, treated)
-    inner: Any = treated.model if setup.by_lightning else treated
-    seen = _Seen(inner, inputs, None, bool(change.precision)).train()
-    _loop(replace(setup, optimizer=optimizer), seen, targets, _clipping(setup, change), seed)
-    return score(_Seen(inner, inputs, targets, bool(change.precision)), setup.score)
+    make_optimizer = optimizer_like(model, setup.optimizer)
+
+    def fit(treated: nn.Module, change: TrainingChange, steps: int) -> list[float]:
+        optimizer = changed_optimizer(make_optimizer(treated), change, treated)
+        fitted = replace(setup, optimizer=optimizer, steps=steps)
+        return _loop(fitted, seen_of(treated, None).train(), targets, change, seed)
+
+    def seen_of(treated: nn.Module, outputs: Scale | None) -> _Seen:
+        inner: Any = treated.model if setup.by_lightning else treated
+        return _Seen(inner, inputs, outputs, bool(change.precision), means)
+
+    if change.search:
+        with torch.random.fork_rng():
+            rate = find_rate(
+                change.search,
+                setup.steps,
+                lambda rate, steps: fit(copy.deepcopy(treated), replace(change, rate=rate), steps),
+            )
+        change = replace(change, rate=rate)
+    fit(treated, change, setup.steps)
+    with training.guarding(change):
+        return score(seen_of(treated, targets), setup.score)
+
+
+def _means(values: Tensor) -> Tensor:
+    if not values.is_floating_point():
+        raise SurgeryRefused("no class or token is missing")
+    return training.finite_means(values)
+
+
+def _without_gaps(values: Tensor, means: Tensor | None) -> Tensor:
+    return values if means is None else training.filled(values, means)
 
 
 def _first_batch(model: nn.Module, setup: Setup) -> Tensor | None:
@@ -177,12 +218,13 @@ def _clipping(setup: Setup, change: TrainingChange) -> Clipping | None:
 
 
 def _loop(
-    setup: Setup, model: nn.Module, targets: Scale | None, clipping: Clipping | None, seed: int
-) -> None:
-    """Train as the verdict benchmark does, in its order of random numbers."""
-    optimizer = setup.optimizer
+    setup: Setup, model: nn.Module, targets: Scale | None, change: TrainingChange, seed: int
+) -> list[float]:
+    """Train as the verdict benchmark does, in its order of random numbers; return the losses."""
+    optimizer, clipping = setup.optimizer, _clipping(setup, change)
     schedule = setup.schedule and torch.optim.lr_scheduler.LambdaLR(optimizer, setup.schedule)
     batches = shuffled(setup.data, setup.batch_size, seed)
+    losses = []
     for _ in range(setup.steps):
         if setup.zero_gradients:
             optimizer.zero_grad()
@@ -190,21 +232,28 @@ def _loop(
             batch = next(batches)
             if targets is not None:
                 batch = (batch[0], (batch[1] - targets.mean) / targets.deviation, *batch[2:])
-            with torch.autocast("cpu", setup.autocast or torch.bfloat16, enabled=setup.autocast is not None):
+            autocast = torch.autocast(
+                "cpu", setup.autocast or torch.bfloat16, enabled=setup.autocast is not None
+            )
+            with autocast, training.guarding(change):
                 loss = setup.loss(model, batch) / setup.accumulate
             loss.backward()
+        losses.append(loss.item())
         if clipping is not None:
             surgery.clip_gradients(clipping, model.parameters())
         optimizer.step()
         if schedule:
             schedule.step()
+    return losses
 
 
 def _train_adversaries(setup: Adversaries, seed: int, action: Action, change: TrainingChange) -> float:
-    if change.scale_inputs or change.scale_targets or change.precision:
+    if change.scale_inputs or change.scale_targets or change.precision or change.fill_missing:
         raise SurgeryRefused(
             "a generator's input is noise, its target a distribution; their scale is its own"
         )
+    if change.search:
+        raise SurgeryRefused("adversaries chase each other: no loss tells which rate is better")
     pair = _Pair(setup.generator, setup.discriminator)
     treated: Any = surgery.apply(action, pair)
     first, second = (
@@ -221,15 +270,16 @@ def _train_adversaries(setup: Adversaries, seed: int, action: Action, change: Tr
             surgery.clip_gradients(change.clipping, part.parameters())
         optimizer.step()
 
-    for (real,) in _first(setup.steps, shuffled((setup.data,), setup.batch_size, seed)):
-        fake = treated.generator(torch.randn(len(real), setup.noise))
-        update(
-            second,
-            treated.discriminator,
-            judge(treated.discriminator(real), treated.discriminator(fake.detach())),
-        )
-        update(first, treated.generator, cheat(treated.discriminator(fake)))
-    return score(treated.generator, setup.score)
+    with training.guarding(change):
+        for (real,) in _first(setup.steps, shuffled((setup.data,), setup.batch_size, seed)):
+            fake = treated.generator(torch.randn(len(real), setup.noise))
+            update(
+                second,
+                treated.discriminator,
+                judge(treated.discriminator(real), treated.discriminator(fake.detach())),
+            )
+            update(first, treated.generator, cheat(treated.discriminator(fake)))
+        return score(treated.generator, setup.score)
 
 
 def _first(count: int, batches: Iterable[Batch]) -> Iterable[Batch]:

@@ -60,20 +60,18 @@ class HostCollector:
 
     def forget(self) -> None:
         """Forget what was gathered."""
-        if len(self._outputs) or len(self._signals):
+        if not (self._outputs.is_empty and self._signals.is_empty):
             self.take()
 
     def take(self) -> tuple[list[Measured], Live]:
         """Return everything gathered since the last call, and which units were live."""
-        measured = []
-        if len(self._outputs):
-            owners, entries, results = self._outputs.take()
-            results[INSIDE] = 1.0 - results[INSIDE]
-            measured.append(Measured(False, owners, entries, torch.from_numpy(results)))
-        if len(self._signals):
-            owners, entries, results = self._signals.take()
-            table = np.stack([results[RMS], absmax(results), results[ZEROS], results[NONFINITE]])
-            measured.append(Measured(True, owners, entries, torch.from_numpy(table)))
+        owners, entries, results = self._outputs.take()
+        results[INSIDE] = 1.0 - results[INSIDE]
+        outputs = Measured(False, owners, entries, torch.from_numpy(results))
+        owners, entries, results = self._signals.take()
+        table = np.stack([results[RMS], absmax(results), results[ZEROS], results[NONFINITE]])
+        signals = Measured(True, owners, entries, torch.from_numpy(table))
+        measured = [item for item in (outputs, signals) if len(item.owners)]
         return measured, self._outputs.take_marks()
 
 

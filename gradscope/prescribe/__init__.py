@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradscope.prescribe.anyway import prescribe_anyway
 from gradscope.prescribe.case import Case
 from gradscope.prescribe.fixes import treat_cause
 from gradscope.prescribe.table import TABLE
@@ -9,7 +10,7 @@ from gradscope.prescribe.training import Clipping, TrainingChange, training_chan
 from gradscope.records import Finding, Remedy, Run
 from gradscope.settings import Settings
 
-__all__ = ["TABLE", "Clipping", "TrainingChange", "prescribe", "training_change"]
+__all__ = ["TABLE", "Clipping", "TrainingChange", "prescribe", "prescribe_anyway", "training_change"]
 
 MOST_REMEDIES = 4
 

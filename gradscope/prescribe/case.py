@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -194,10 +195,15 @@ class Case:
         """Whether the optimizer divides by the gradient's size, so that a step doesn't depend on it."""
         return any(word in self.optimizer.lower() for word in ("adam", "rms", "adagrad", "lion", "adadelta"))
 
+    @cached_property
+    def options_of_optimizer(self) -> Mapping[str, object]:
+        """The options of the optimizer's first group, empty if unknown."""
+        groups = self.run.info.optimizers[0].groups if self.run.info.optimizers else ()
+        return groups[0] if groups else {}
+
     def option(self, name: str) -> float | None:
         """Return a numeric option of the optimizer's first group, None if unknown."""
-        groups = self.run.info.optimizers[0].groups if self.run.info.optimizers else ()
-        value = groups[0].get(name) if groups else None
+        value = self.options_of_optimizer.get(name)
         return float(value) if isinstance(value, (int, float)) else None
 
     @cached_property

@@ -37,6 +37,18 @@ def clip(case: Case) -> Remedy | None:
     )
 
 
+def clip_at_one(case: Case) -> Remedy:
+    """Clip the gradient norm at 1, the limit that most who train with Adam take."""
+    return Remedy(
+        "clipping",
+        "Clip the gradient norm at 1",
+        "A limit keeps single batches from throwing what was learned away, and costs Adam nothing elsewhere.",
+        clip_code(case, 1.0),
+        "Largest gradient norm → 1; directions are kept.",
+        {"do": "train", "clipping": {"algorithm": "norm", "limit": 1.0}},
+    )
+
+
 def clip_spikes(case: Case) -> Remedy | None:
     """Clip first of all where a recurrence's gradient comes in bursts, which no initialisation prevents."""
     return clip(case) if case.recurrent and spiky(case) else None

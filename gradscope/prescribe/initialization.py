@@ -94,6 +94,26 @@ def initialize_with_steps_if_far_off(case: Case) -> Remedy | None:
     return reinitialize_with_steps(case)
 
 
+def initialize_everything(case: Case) -> Remedy | None:
+    """Draw all weights anew, each layer's by its own activation."""
+    if not initializable(case) and not case.recurrent:
+        return None
+    action: dict[str, object] = {"do": "initialize", "scheme": "own", "everything": True}
+    return Remedy(
+        "initialization",
+        "Draw all weights anew",
+        "Whatever the weights were born with, each layer's own scheme gives it a gain near 1: He's before a "
+        "rectifier, Xavier's before others, orthogonal blocks in recurrences; norms start at 1, biases at 0.",
+        block(
+            "from gradscope.prescribe import surgery",
+            "",
+            f"model = surgery.apply({action!r}, model)",
+        ),
+        "The variance of signal and gradient stays the same from layer to layer.",
+        action,
+    )
+
+
 def initialize_recurrence_with_steps(case: Case) -> Remedy | None:
     """Start recurrences orthogonally and choose the steps anew, where the present ones don't suit."""
     return with_fitting_steps(case, initialize_orthogonally(case))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from gradscope.prescribe.activation import leak
 from gradscope.prescribe.case import Case
@@ -22,9 +23,19 @@ _FADED, _GROWN = 1e-2, 1e2
 
 def normalize(case: Case) -> Remedy | None:
     """Insert the normalisation that suits this network before each hidden activation."""
-    layers = _normalizable(case)
     norm = choose(case)
-    if not layers or norm is None:
+    return _insert(case, norm) if norm is not None else None
+
+
+def normalize_anywhere(case: Case) -> Remedy | None:
+    """Insert the norm that needs no batch wherever one fits, so that no layer stops the others."""
+    remedy = _insert(case, "layer")
+    return None if remedy is None else replace(remedy, action={"do": "normalize", "norm": "layer"})
+
+
+def _insert(case: Case, norm: str) -> Remedy | None:
+    layers = _normalizable(case)
+    if not layers:
         return None
     names = [layer.name for layer in layers]
     action: dict[str, object] = {"do": "normalize", "norm": norm, "layers": names}

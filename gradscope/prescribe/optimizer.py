@@ -17,6 +17,9 @@ _FAR_OFF = 8.0
 _FIRST_STEP_IN_TIME = 3e-2  # a recurrence without gates takes each step once for every step of time
 _LOWEST_RATE, _HIGHEST_RATE = 1e-4, 1e-2
 _DECAY_OF_ADAM = 0.01
+_LONGEST_MOMENTUM = 0.99  # 0.9 is usual; beyond it a step goes on for hundreds of steps
+_SHORTEST_SECOND_MOMENT = 0.9  # 0.999 is usual; below it the gradient's size is that of a few batches
+SEARCHED = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 _DECAY = {"AdamW": 0.01}
 _USUAL_DECAY = 1e-4
 _LEAST_DECAY = 1e-5  # less is none at all
@@ -99,6 +102,50 @@ def adam_rate(case: Case, weight_size: float | None = None) -> float:
     in_time = ungated or any(map(case.is_repeated, case.weighted))
     step = _FIRST_STEP_IN_TIME if in_time else FIRST_STEP_OF_ADAM
     return rounded(min(max(step * size, _LOWEST_RATE), _HIGHEST_RATE))
+
+
+def search_rate(case: Case) -> Remedy | None:
+    """Put AdamW at the rate that a short training at each of several finds to be the best."""
+    if len(case.run.info.optimizers) != 1:
+        return None  # no one loss tells which rates of several optimizers suit each other
+    grid = "[" + ", ".join(map(figure, SEARCHED)) + "]"
+    return Remedy(
+        "optimizer",
+        "Use AdamW at the rate that a short search finds",
+        "What a rate does is seen within a few steps; no figure that is derived from one step fits every "
+        "network. Trying costs about as much as one more training.",
+        block(
+            "import copy",
+            "",
+            "import torch",
+            "",
+            "",
+            "def final_loss(rate, steps=50):",
+            "    tried = copy.deepcopy(model)",
+            "    stepper = torch.optim.AdamW(tried.parameters(), lr=rate)",
+            "    for _ in range(steps):  # the next batch each time, the same ones for every rate",
+            "        stepper.zero_grad()",
+            "        trial = loss_function(tried(inputs), targets)",
+            "        trial.backward()",
+            "        stepper.step()",
+            '    return trial.item() if torch.isfinite(trial) else float("inf")',
+            "",
+            "",
+            f"rate = min({grid}, key=final_loss)",
+            "optimizer = torch.optim.AdamW("
+            f"model.parameters(), lr=rate, weight_decay={figure(_DECAY_OF_ADAM)})",
+        ),
+        f"The best of {len(SEARCHED)} rates between {figure(SEARCHED[0])} and {figure(SEARCHED[-1])}.",
+        {"do": "train", "optimizer": "AdamW", "weight_decay": _DECAY_OF_ADAM, "search": list(SEARCHED)},
+    )
+
+
+def search_rate_if_memory_is_odd(case: Case) -> Remedy | None:
+    """Put another optimizer first of all where the memory of this one fits no rate."""
+    momentum, betas = case.option("momentum"), case.options_of_optimizer.get("betas")
+    long = momentum is not None and momentum > _LONGEST_MOMENTUM
+    short = isinstance(betas, (list, tuple)) and float(betas[1]) < _SHORTEST_SECOND_MOMENT
+    return search_rate(case) if long or short else None
 
 
 def adam_code(rate: float) -> str:

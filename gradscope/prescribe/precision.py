@@ -68,6 +68,12 @@ def scale_loss(case: Case) -> Remedy | None:
     )
 
 
+def widen_half(case: Case) -> Remedy | None:
+    """Train in float32 where weights themselves are of float16, which ends at 65,504 and at 6e-8."""
+    half = any(item.dtype.removeprefix("torch.") == "float16" for item in case.run.parameters)
+    return use_float32(case) if half else None
+
+
 def use_float32(case: Case) -> Remedy | None:
     """Train in float32."""
     code = (

@@ -27,7 +27,10 @@ class TrainingChange:
     warmup_steps: steps over which the rate rises linearly from near 0. optimizer: class name in torch.optim;
     options: further arguments of the optimizer, such as "eps" or "momentum". scale_inputs, scale_targets:
     standardise them with mean and deviation of the training data. precision: as Lightning's Trainer names it.
-    all_parameters: every trainable parameter of the model gets into the optimizer.
+    all_parameters: every trainable parameter of the model gets into the optimizer. search: learning rates, of
+    which a short training on the first batches with each finds the one to use. keep_finite, pass_steps:
+    operations are guarded, see gradscope.prescribe.surgery.guarded. fill_missing: the mean of each feature is
+    put for inputs that are not finite.
     """
 
     rate: float | None = None
@@ -41,6 +44,10 @@ class TrainingChange:
     scale_targets: bool = False
     precision: str | None = None
     all_parameters: bool = False
+    search: tuple[float, ...] = ()
+    keep_finite: bool = False
+    pass_steps: bool = False
+    fill_missing: bool = False
 
     def __bool__(self) -> bool:
         """Say whether anything changes."""
@@ -56,6 +63,8 @@ def training_change(action: Mapping[str, Any]) -> TrainingChange:
             changes |= {name: value for name, value in step.items() if name in known}
     if isinstance(changes.get("clipping"), Mapping):
         changes["clipping"] = Clipping(**changes["clipping"])
+    if "search" in changes:
+        changes["search"] = tuple(changes["search"])
     return TrainingChange(**changes)
 
 

@@ -23,5 +23,5 @@ def keep(jobs: int, count: int, /) -> None:
 def change(jobs: int, results: int, count: int, /) -> None:
     """Write the norm of every job's change since its entries were kept."""
 
-def note(ledger: int, reading: int, owner: int, tensor: Any, /) -> int:
-    """Read a tensor into the next row of a ledger, as a reading says; return what became of it."""
+def note(ledger: int, reading: int, owner: int, tensor: Any, cosine: float, /) -> int:
+    """Read a tensor into its owner's row of a ledger, as a reading says; return what became of it."""

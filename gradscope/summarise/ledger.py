@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -12,12 +13,12 @@ from gradscope.summarise.cosine import Between
 from gradscope.summarise.host import INSIDE_WANTED, RESULT, Array, Limits, passes
 
 # As in passes.c: what a row holds beyond a result, how a layer's tensors are read, and what becomes of them.
-_COSINE, _OWNER, _ENTRIES, _ROW = range(RESULT, RESULT + 4)
+_COSINE, _ENTRIES, _ALIKE, _ROW = range(RESULT, RESULT + 4)
 _READING = np.dtype(
     [("what", "i8"), ("low", "f8"), ("high", "f8")]
     + [(name, "i8") for name in ("between", "axis", "units", "start", "marked")]
 )
-_UNREADABLE, _READ, _FULL, _UNPLACED = range(4)
+_UNREADABLE, _READ, _UNPLACED = range(3)
 _BETWEEN = {None: 0, "samples": 1, "tokens": 2}
 
 
@@ -30,24 +31,24 @@ class Live(NamedTuple):
 
 
 class Ledger:
-    """Reads tensors of numbered owners into a row each, and marks which units were above zero in any."""
+    """Reads tensors of numbered owners into a row each, and marks which units were above zero in any.
+
+    Several tensors of one owner are merged, exactly, as if they were one.
+    """
 
     def __init__(self, owners: int, wanted: int) -> None:
-        self._header = np.zeros(4, np.int64)
+        self._header = np.zeros(2, np.int64)
         self._readings = np.zeros(owners, _READING)
         self._readings["what"], self._readings["axis"] = wanted, -1
         start, size = self._readings.ctypes.data, _READING.itemsize
         self._addresses = self._header.ctypes.data, [start + size * owner for owner in range(owners)]
         self._wanted, self._placed = wanted, 0
-        self._reserve_rows(np.empty((64, _ROW)))
+        self._rows = np.zeros((owners, _ROW))
+        self._header[0] = self._rows.ctypes.data
         self._reserve_marks(np.zeros(4096, np.uint8))
 
-    def _reserve_rows(self, rows: Array) -> None:
-        self._rows = rows
-        self._header[:2] = rows.ctypes.data, len(rows)
-
     def _reserve_marks(self, marks: NDArray[np.uint8]) -> None:
-        self._marks, self._header[3] = marks, marks.ctypes.data
+        self._marks, self._header[1] = marks, marks.ctypes.data
 
     def read_as(
         self,
@@ -66,16 +67,16 @@ class Ledger:
         reading["low"], reading["high"] = limits or (0.0, 0.0)
         reading["between"], reading["axis"] = _BETWEEN[between], -1 if unit_axis is None else unit_axis
 
-    def add(self, owner: int, tensor: Tensor) -> bool:
-        """Read a tensor; return False if it can't be read where it lies."""
+    def add(self, owner: int, tensor: Tensor, cosine: float = math.nan) -> bool:
+        """Read a tensor; return False if it can't be read where it lies.
+
+        cosine: of one that is read as having none.
+        """
         header, readings = self._addresses
-        outcome = passes.note(header, readings[owner], owner, tensor)
-        while outcome > _READ:
-            if outcome == _FULL:
-                self._reserve_rows(np.concatenate([self._rows, np.empty((3 * len(self._rows), _ROW))]))
-            else:
-                self._place(owner, tensor.shape[self._readings[owner]["axis"]])
-            outcome = passes.note(header, readings[owner], owner, tensor)
+        outcome = passes.note(header, readings[owner], owner, tensor, cosine)
+        if outcome == _UNPLACED:
+            self._place(owner, tensor.shape[self._readings[owner]["axis"]])
+            outcome = passes.note(header, readings[owner], owner, tensor, cosine)
         return outcome == _READ
 
     def add_turned(self, owner: int, tensor: Tensor, order: list[int], cosine: float) -> bool:
@@ -83,10 +84,8 @@ class Ledger:
         reading = self._readings[owner]
         between, axis = reading["between"], reading["axis"]
         reading["between"], reading["axis"] = 0, order.index(axis) if axis in order else -1
-        is_read = self.add(owner, tensor)
+        is_read = self.add(owner, tensor, cosine)
         reading["between"], reading["axis"] = between, axis
-        if is_read:
-            self._rows[len(self) - 1, _COSINE] = cosine
         return is_read
 
     def _place(self, owner: int, units: int) -> None:
@@ -98,17 +97,20 @@ class Ledger:
         reading = self._readings[owner]
         reading["units"], reading["start"], reading["marked"] = units, start, 0
 
-    def __len__(self) -> int:
-        return int(self._header[2])
+    @property
+    def is_empty(self) -> bool:
+        """Return whether nothing was read since the last call of `take`."""
+        return not self._rows[:, _ENTRIES].any()
 
     def take(self) -> tuple[NDArray[np.intp], Array, Array]:
         """Return what was read since the last call, and forget it.
 
-        Owners and numbers of entries: (tensors,); results, and below them cosines: (RESULT + 1, tensors).
+        Owners and numbers of entries: (owners,); results, and below them cosines: (RESULT + 1, owners).
         """
-        rows = self._rows[: len(self)].T.copy()
-        self._header[2] = 0
-        return rows[_OWNER].astype(np.intp), rows[_ENTRIES], rows[: _COSINE + 1]
+        owners = np.flatnonzero(self._rows[:, _ENTRIES])
+        rows = self._rows[owners].T.copy()
+        self._rows[:, [_ENTRIES, _ALIKE]] = 0.0
+        return owners, rows[_ENTRIES], rows[: _COSINE + 1]
 
     def take_marks(self) -> Live:
         """Return which units were above zero since the last call, and forget them."""

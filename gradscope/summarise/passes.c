@@ -7,10 +7,10 @@
 
 #include "entries.h"
 
-enum { COSINE = RESULT, OWNER, SIZE, ROW };
+enum { COSINE = RESULT, SIZE, ALIKE, ROW };  /* ALIKE: how many of SIZE entries have a cosine */
 enum { SAMPLES = 1, TOKENS };                /* between which rows the cosine is measured; 0: none */
 enum { STEADY = 1, MOVED };                  /* or UNREADABLE: what became of tensors that were gathered */
-enum { UNREADABLE, READ, FULL, UNPLACED };   /* what became of a tensor: no rows left, no place for marks */
+enum { UNREADABLE, READ, UNPLACED };         /* what became of a tensor: no place for its marks */
 
 /* Tensors of more axes are not read in place. */
 #define AXES 16
@@ -28,10 +28,9 @@ typedef struct {
     int64_t between, axis, units, start, marked;
 } Reading;
 
-/* Where readings are written: addresses of rows and marks, how many rows there are and how many are used. A row is a
- * result and what follows it below. */
+/* Where readings are written: addresses of marks and of one row an owner, a result and what follows it above. */
 typedef struct {
-    int64_t rows, room, used, marks;
+    int64_t rows, marks;
 } Ledger;
 
 typedef struct {
@@ -357,12 +356,39 @@ static double likeness(const Tensor *tensor, const Shape *shape, int64_t between
     return cosine_of(tensor->data, width / last, last, tensor->type);
 }
 
-/* note(ledger, reading, owner, tensor): read a tensor at once, into the ledger's next row; return the outcome. */
+INLINE double mean_of(double one, double other, double share) { return one + share * (other - one); }
+
+/* Return the mean square of a deviation and of its mean's distance from a common mean. */
+INLINE double spread(const double *row, double mean) {
+    return row[STD] * row[STD] + (row[MEAN] - mean) * (row[MEAN] - mean);
+}
+
+/* Add a call's row to those of the calls before, as if their entries had been read at once. What is NaN in either, for
+ * entries that aren't finite, is NaN; but a cosine is the mean of those that there are. */
+static void merge(double *row, const double *call) {
+    double share = call[SIZE] / (row[SIZE] + call[SIZE]), mean = mean_of(row[MEAN], call[MEAN], share);
+    row[STD] = sqrt(mean_of(spread(row, mean), spread(call, mean), share));
+    row[MEAN] = mean;
+    row[RMS] = sqrt(mean_of(row[RMS] * row[RMS], call[RMS] * call[RMS], share));
+    row[LOW] = isnan(row[LOW]) || call[LOW] > row[LOW] ? row[LOW] : call[LOW];
+    row[HIGH] = isnan(row[HIGH]) || call[HIGH] < row[HIGH] ? row[HIGH] : call[HIGH];
+    row[ZERO_SHARE] = mean_of(row[ZERO_SHARE], call[ZERO_SHARE], share);
+    row[INSIDE_SHARE] = mean_of(row[INSIDE_SHARE], call[INSIDE_SHARE], share);
+    row[NONFINITE] += call[NONFINITE];
+    if (!row[ALIKE]) row[COSINE] = call[COSINE];
+    else if (call[ALIKE]) row[COSINE] = mean_of(row[COSINE], call[COSINE], call[ALIKE] / (row[ALIKE] + call[ALIKE]));
+    row[ALIKE] += call[ALIKE];
+    row[SIZE] += call[SIZE];
+}
+
+/* note(ledger, reading, owner, tensor, cosine): read a tensor at once, into its owner's row; return the outcome. The
+ * cosine is that of a tensor whose own isn't to be measured. */
 static PyObject *note(PyObject *module, PyObject *const *arguments, Py_ssize_t given) {
-    if (given != 4) return PyErr_Format(PyExc_TypeError, "note takes 4 arguments");
+    if (given != 5) return PyErr_Format(PyExc_TypeError, "note takes 5 arguments");
     Ledger *ledger = pointer(arguments[0]);
     Reading *reading = pointer(arguments[1]);
-    double owner = PyFloat_AsDouble(arguments[2]);
+    int64_t owner = PyLong_AsLongLong(arguments[2]);
+    double call[ROW] = {0}, cosine = PyFloat_AsDouble(arguments[4]);
     if (PyErr_Occurred()) return NULL;
     Tensor tensor = {NULL, 0, 0};
     Shape shape = {0};
@@ -371,16 +397,18 @@ static PyObject *note(PyObject *module, PyObject *const *arguments, Py_ssize_t g
     if (fits < 0) return NULL;
     if (!fits) return PyLong_FromLong(UNREADABLE);
     int marks = reading->axis >= 0 && reading->axis < shape.axes;
-    if (ledger->used == ledger->room) return PyLong_FromLong(FULL);
     if (marks && shape.sizes[reading->axis] != reading->units) return PyLong_FromLong(UNPLACED);
-    double *row = (double *)(intptr_t)ledger->rows + ROW * ledger->used++;
     Wanted wanted = {(int)reading->what, reading->low, reading->high};
     PyThreadState *released = tensor.entries < SHORT ? NULL : PyEval_SaveThread();
-    measure_all(&tensor, &wanted, 1, row);
-    row[COSINE] = reading->between ? likeness(&tensor, &shape, reading->between) : NAN;
-    row[OWNER] = owner, row[SIZE] = (double)tensor.entries;
+    measure_all(&tensor, &wanted, 1, call);
+    call[COSINE] = reading->between ? likeness(&tensor, &shape, reading->between) : cosine;
+    call[SIZE] = (double)tensor.entries;
+    call[ALIKE] = isnan(call[COSINE]) ? 0 : call[SIZE];
     if (marks) mark_units(ledger, reading, &tensor, &shape);
     if (released) PyEval_RestoreThread(released);
+    double *row = (double *)(intptr_t)ledger->rows + ROW * owner;
+    if (row[SIZE]) merge(row, call);
+    else memcpy(row, call, sizeof call);
     return PyLong_FromLong(READ);
 }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -23,6 +25,7 @@ from gradscope.prescribe import surgery
 from gradscope.prescribe.training import TrainingChange
 from gradscope.quiet import quiet_lightning
 from gradscope.treat.patient import Patient
+from gradscope.treat.rate_search import find_rate
 
 OnStep = Callable[[], None]
 
@@ -56,11 +59,30 @@ def train(
     on_step: OnStep = lambda: None,
 ) -> Course:
     """Train a step on each batch, and record into `run`; SurgeryRefused if `change` can't be made."""
+    batches = _filled(batches) if change.fill_missing else batches
     batches = _scaled_inputs(batches) if change.scale_inputs else batches
+    if change.search:
+        change = _with_found_rate(patient, batches, change, seed)
     torch.manual_seed(seed)
     if isinstance(patient, Patient):
         return _train_plain(patient, batches, change, run, on_step)
     return _train_lightning(patient, batches, change, run, on_step)
+
+
+def _with_found_rate(
+    patient: Patient | pl.LightningModule, batches: Sequence[Any], change: TrainingChange, seed: int
+) -> TrainingChange:
+    """Return the change with the rate that its search finds, each rate tried on a copy of the patient."""
+    searched = replace(change, search=(), scale_inputs=False, fill_missing=False)  # both are done already
+
+    def attempt(rate: float, steps: int) -> list[float]:
+        with TemporaryDirectory() as folder:
+            again = copy.deepcopy(patient)
+            return train(
+                again, batches[:steps], replace(searched, rate=rate), Path(folder) / "run", seed
+            ).losses
+
+    return replace(searched, rate=find_rate(change.search, len(batches), attempt))
 
 
 def _train_plain(
@@ -77,7 +99,7 @@ def _train_plain(
         for batch in batches:
             inputs, targets = _pair(batch)
             optimizer.zero_grad()
-            with precision:
+            with precision, guarding(change):
                 loss = loss_of(model(_as_wide(inputs, model) if change.precision else inputs), targets)
             loss.backward()
             if change.clipping:
@@ -87,6 +109,13 @@ def _train_plain(
             course.note(loss.detach())
             on_step()
     return course
+
+
+def guarding(change: TrainingChange) -> AbstractContextManager[object]:
+    """Return what surrounds forward pass and loss where operations are to be guarded."""
+    if not (change.keep_finite or change.pass_steps):
+        return nullcontext()
+    return surgery.Guarded(finite=change.keep_finite, slopes=change.pass_steps)
 
 
 def _precision(name: str | None, model: nn.Module) -> AbstractContextManager[object]:
@@ -178,6 +207,14 @@ def _override_training(module: Any, change: TrainingChange) -> None:
         return _changed_configuration(configure(), change, module)
 
     module.configure_optimizers = configure_optimizers
+    training_step = module.training_step
+
+    def guarded_step(*args: Any, **kwargs: Any) -> Any:
+        with guarding(change):
+            return training_step(*args, **kwargs)
+
+    if change.keep_finite or change.pass_steps:
+        module.training_step = guarded_step
     clipping = change.clipping
     if clipping:
 
@@ -213,7 +250,17 @@ def _unless_scheduled(old: Optimizer, new: Optimizer) -> Optimizer:
 
 def changed_optimizer(optimizer: Optimizer, change: TrainingChange, model: nn.Module) -> Optimizer:
     """Return the optimizer with the change made; the given one if nothing of it changes."""
-    of_optimizer = replace(change, clipping=None, scale_inputs=False, scale_targets=False, precision=None)
+    of_optimizer = replace(
+        change,
+        clipping=None,
+        scale_inputs=False,
+        scale_targets=False,
+        precision=None,
+        search=(),
+        keep_finite=False,
+        pass_steps=False,
+        fill_missing=False,
+    )
     if of_optimizer:
         optimizer = surgery.change_optimizer(change, optimizer, model)
     if change.warmup_steps:
@@ -237,6 +284,25 @@ def _scaled_inputs(batches: Sequence[Any]) -> list[Any]:
         )
     mean, deviation = _moments(torch.cat(first))
     return [type(batch)([(batch[0] - mean) / deviation, *batch[1:]]) for batch in batches]
+
+
+def _filled(batches: Sequence[Any]) -> list[Any]:
+    """Put the mean of each feature, over all batches, for inputs that are not finite."""
+    first = [batch[0] for batch in batches if isinstance(batch, (tuple, list))]
+    if len(first) != len(batches) or not all(isinstance(x, Tensor) and x.is_floating_point() for x in first):
+        raise SurgeryRefused("inputs can be filled only where a batch begins with a floating-point tensor")
+    means = finite_means(torch.cat(first))
+    return [type(batch)([filled(batch[0], means), *batch[1:]]) for batch in batches]
+
+
+def finite_means(values: Tensor) -> Tensor:
+    """Return the mean of each feature over the samples, samples first, in which it is finite; else 0."""
+    return values.where(values.isfinite(), torch.nan).nanmean(dim=0).nan_to_num(0.0)
+
+
+def filled(values: Tensor, means: Tensor) -> Tensor:
+    """Return the values with the means for those that are not finite."""
+    return torch.where(values.isfinite(), values, means)
 
 
 def _loss_of_scaled_targets(loss: Callable[[Any, Any], Tensor], batches: Sequence[Any]) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
@@ -14,7 +15,7 @@ from typing import Any
 
 from gradscope.errors import GradscopeError, SurgeryRefused
 from gradscope.examine import examine
-from gradscope.prescribe import surgery
+from gradscope.prescribe import prescribe_anyway, surgery
 from gradscope.prescribe.together import together
 from gradscope.prescribe.training import TrainingChange, steps_of, training_change
 from gradscope.records import Effect, Finding, Remedy, Report, Treatment, Trial
@@ -115,12 +116,34 @@ def _checked(remedies: str | Sequence[Remedy]) -> Iterator[Remedy]:
 
 
 def prescribed(report: Report) -> tuple[Remedy, ...]:
-    """Return what the report prescribes for its root causes, most urgent first, each change once."""
+    """Return what the report prescribes for its root causes, and what repairs most networks; best first.
+
+    The first of each kind come first, so that three trials are trials of three mechanisms.
+    """
     roots = [finding for finding in report.findings if finding.caused_by is None]
+    specific = _each_once((*_of_all(roots), *(remedy for finding in roots for remedy in finding.remedies)))
+    general = prescribe_anyway(report.run, roots)
+    return _each_once((*_of_two_kinds(specific), *general[:1], *specific, *general[1:]))[:MOST_REMEDIES]
+
+
+def _each_once(remedies: Iterable[Remedy]) -> tuple[Remedy, ...]:
     chosen: dict[str, Remedy] = {}
-    for remedy in (*_of_all(roots), *(remedy for finding in roots for remedy in finding.remedies)):
+    for remedy in remedies:
         chosen.setdefault(json.dumps(remedy.action or remedy.title, sort_keys=True, default=str), remedy)
-    return tuple(chosen.values())[:MOST_REMEDIES]
+    return tuple(chosen.values())
+
+
+def _of_two_kinds(remedies: Sequence[Remedy]) -> Iterator[Remedy]:
+    """Yield all up to the first remedy that can be tried, and then the first that changes something else."""
+    tried: set[str] | None = None
+    for remedy in remedies:
+        changed = {item for step in steps_of(remedy.action) for item in _changes(step)}
+        if tried is None:
+            yield remedy
+            tried = changed or None
+        elif changed and not changed <= tried:
+            yield remedy
+            return
 
 
 def _of_all(roots: Sequence[Finding]) -> list[Remedy]:
@@ -146,7 +169,7 @@ def _changes(step: Mapping[str, Any]) -> set[str]:
     if step["do"] != "train":
         return {str(step["do"])}
     return {
-        "steps" if name in ("rate", "optimizer", "options", "clipping") else name
+        "steps" if name in ("rate", "optimizer", "options", "clipping", "search", "warmup_steps") else name
         for name in set(step) - {"do"}
     }
 
@@ -198,9 +221,9 @@ def _kept_or_made(plan: Plan, name: str, remedy: Remedy, seed: int, patient: Tri
     if note.exists():
         kept = _read_json(note)
         kept |= {"losses": tuple(kept["losses"]), "rules": tuple(kept["rules"])}
-        return Trial(**kept)
+        return Trial(**{**kept, "run": kept["run"] and str(folder / kept["run"])})
     trial = _made(plan, remedy, seed, patient, _fresh(folder))
-    _write_json(note, asdict(trial))
+    _write_json(note, {**asdict(trial), "run": trial.run and os.path.relpath(trial.run, folder)})
     return trial
 
 
@@ -353,10 +376,11 @@ def _combined(plan: Plan, effects: Sequence[Effect], patients: Sequence[Trial]) 
 
 
 def _verdict(effects: Sequence[Effect], patients: Sequence[Trial], report: Report) -> str:
-    if any(effect.outcome == "helps" for effect in effects):
-        return "repaired"
     well = mean(patient.improvement for patient in patients) >= TRAINS_WELL
     ill = any(finding.severity != "note" for finding in report.findings)
+    # What is tried without a finding may train a healthy network still faster, which is no repair.
+    if any(effect.outcome == "helps" for effect in effects) and (ill or not well):
+        return "repaired"
     return "not ill" if well or not ill else "not repaired"
 
 

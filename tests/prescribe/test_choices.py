@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradscope.loop import watch
-from gradscope.prescribe import prescribe, surgery, training_change
+from gradscope.prescribe import guards, prescribe, prescribe_anyway, surgery, training_change
+from gradscope.prescribe.case import Case
 from gradscope.prescribe.training import steps_of
 from gradscope.records import Finding, OptimizerInfo, Remedy, Run
+from gradscope.settings import Settings
 from gradscope.store import read_run
 from tests.runs import mlp_run
 
@@ -250,8 +252,7 @@ def test_an_activation_of_the_users_own_that_overflows_is_replaced(record: Any) 
     model = nn.Sequential(nn.Linear(6, 6), Exponential(), nn.Linear(6, 6), Exponential(), nn.Linear(6, 2))
     run = record(model, torch.randn(8, 6))
     plain = replace(run, info=replace(run.info, layers=tuple(replace(x, functions=()) for x in run.layers)))
-    remedy = prescribe(finding("non-finite", "1"), plain)[0]
-    assert remedy.title == "Replace Exponential by ReLU, with He initialisation"
+    remedy = named(finding("non-finite", "1"), plain, "Replace Exponential by ReLU, with He initialisation")
     changed: Any = surgery.apply(remedy, model)
     assert isinstance(changed[1], nn.ReLU)
     assert isinstance(changed[3], nn.ReLU)
@@ -333,3 +334,49 @@ def test_weights_far_too_large_are_drawn_anew_before_any_rate_is_tried() -> None
     assert remedy.kind == "initialization"
     assert training_change(remedy.action).optimizer == "AdamW"
     assert prescribe(finding("learning-rate-too-high", sigma_w2=2.0), mlp_run())[0].kind == "optimizer"
+
+
+# Whatever ails
+
+
+def test_another_optimizer_comes_first_where_the_memory_of_this_one_is_odd() -> None:
+    for odd in (
+        OptimizerInfo("SGD", ({"lr": 0.3, "momentum": 0.999},)),
+        OptimizerInfo("Adam", ({"lr": 0.3, "betas": (0.9, 0.01)},)),
+    ):
+        run = mlp_run(optimizer=odd, parameter_values={"update_ratio": 0.5})
+        remedy = prescribe(finding("learning-rate-too-high"), run)[0]
+        assert remedy.title == "Use AdamW at the rate that a short search finds"
+        assert len(training_change(remedy.action).search) > 3
+    usual = mlp_run(optimizer=ADAM, parameter_values={"update_ratio": 0.5})
+    assert prescribe(finding("learning-rate-too-high"), usual)[0].kind == "learning-rate"
+
+
+def test_what_no_finding_explains_gets_fresh_weights_norms_and_a_searched_rate() -> None:
+    first, second, third, _ = prescribe_anyway(mlp_run())
+    assert operations(first) == ["initialize", "normalize", "train"]
+    assert operations(second) == ["initialize", "train", "train"]
+    assert operations(third) == ["train", "train"]
+    two = mlp_run()
+    adversaries = replace(two, info=replace(two.info, optimizers=(ADAM, ADAM)))
+    assert prescribe_anyway(adversaries) == ()
+
+
+def test_steps_that_pass_no_gradient_are_passed_and_sixteen_bits_widened() -> None:
+    run = mlp_run(activation="tanh")
+    assert named(finding("zero-gradient"), run, "straight through").action == {
+        "do": "train",
+        "pass_steps": True,
+    }
+    half = tuple(replace(item, dtype="float16") for item in run.parameters)
+    narrow = replace(run, info=replace(run.info, parameters=half), _tables={})
+    assert prescribe(finding("zero-gradient"), narrow)[0].kind == "precision"
+
+
+def test_operations_are_guarded_first_where_numbers_were_of_a_usual_size_only() -> None:
+    found = finding("non-finite", first_step=1)
+    usual = Case(found, mlp_run(layer_values={"activation_max": 3.0}), Settings())
+    huge = Case(found, mlp_run(layer_values={"activation_max": 1e30}), Settings())
+    assert guards.keep_finite_if_not_grown(usual) is not None
+    assert guards.keep_finite_if_not_grown(huge) is None
+    assert "Keep roots, logarithms and quotients off zero" in titles(found, huge.run)  # but later

@@ -517,3 +517,25 @@ def test_an_activation_of_the_users_own_can_be_replaced_by_name() -> None:
     model = nn.Sequential(nn.Linear(4, 4), Exponential(), nn.Linear(4, 1))
     changed: Any = surgery.apply({"do": "replace-activation", "to": "relu", "layers": ["1"]}, model)
     assert isinstance(changed[1], nn.ReLU)
+
+
+def test_everything_is_drawn_anew_that_is_born_with_weights() -> None:
+    model = nn.Sequential(nn.Embedding(5, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    usual = model[0].weight.detach().clone()
+    with torch.no_grad():
+        for parameter in (*model[1].parameters(), *model[2].parameters()):
+            parameter.fill_(7.0)
+    drawn: Any = surgery.apply({"do": "initialize", "scheme": "own", "everything": True}, model)
+    assert torch.equal(drawn[0].weight, usual)  # of a usual size: learned words are not thrown away
+    assert torch.equal(drawn[1].weight, torch.ones(8))
+    assert drawn[2].weight.std() > 0.1
+    with torch.no_grad():
+        model[0].weight.mul_(1e-6)
+    again: Any = surgery.apply({"do": "initialize", "scheme": "own", "everything": True}, model)
+    assert again[0].weight.std() > 1e-3
+    attending = nn.MultiheadAttention(8, 2)
+    nn.init.zeros_(attending.in_proj_weight)
+    whole = nn.Sequential(nn.Linear(8, 8))
+    whole.attend = attending
+    attended: Any = surgery.apply({"do": "initialize", "scheme": "own", "everything": True}, whole)
+    assert attended.attend.in_proj_weight.std() > 0

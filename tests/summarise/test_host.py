@@ -14,7 +14,7 @@ from torch import Tensor
 from gradscope.summarise import host
 from gradscope.summarise.batch import LINE, RUN, RUNS, Batch
 from gradscope.summarise.ledger import Ledger
-from tests.summarise.test_statistics import DRAWS, check
+from tests.summarise.test_statistics import DRAWS, check, oracle
 
 SIZES = (1, 31, 32, 33, 2047, 2048, 2049, 70_000)
 
@@ -28,7 +28,8 @@ def moments(tensor: Tensor, limits: tuple[float, float] | None = None) -> np.nda
     ledger.read_as(0, limits)
     assert ledger.add(0, tensor)
     owners, entries, results = ledger.take()
-    assert (owners.tolist(), entries.tolist(), len(ledger)) == ([0], [tensor.numel()], 0)
+    assert (owners.tolist(), entries.tolist()) == ([0], [tensor.numel()])
+    assert not len(ledger.take()[0])
     return results[:, 0]
 
 
@@ -102,12 +103,47 @@ def test_what_cannot_be_read_where_it_lies_is_refused(tensor: Tensor) -> None:
     assert not Ledger(1, host.MOMENTS_WANTED).add(0, tensor)
 
 
-def test_more_tensors_than_there_was_room_for() -> None:
+def test_owners_that_were_read_come_in_order() -> None:
     ledger = Ledger(1000, host.MAGNITUDES_WANTED)
-    for index in range(1000):
+    for index in reversed(range(1, 1000, 2)):
         assert ledger.add(index, torch.full((3,), float(index)))
     owners, _, results = ledger.take()
-    assert owners.tolist() == results[host.HIGH].tolist() == list(range(1000))
+    assert owners.tolist() == results[host.HIGH].tolist() == list(range(1, 1000, 2))
+
+
+@given(st.lists(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20), min_size=1, max_size=6))
+def test_merged_calls_equal_the_whole(calls: list[list[float]]) -> None:
+    ledger = Ledger(3, host.MOMENTS_WANTED)
+    ledger.read_as(1, (-1.0, 1.0))
+    for call in calls:
+        assert ledger.add(1, torch.tensor(call, dtype=torch.float64))
+    owners, entries, results = ledger.take()
+    whole = torch.tensor([value for call in calls for value in call], dtype=torch.float64)
+    assert (owners.tolist(), entries.tolist()) == ([1], [len(whole)])
+    assert results[: host.NONFINITE + 1, 0].tolist() == pytest.approx(
+        list(oracle(whole).values()), rel=1e-9, abs=1e-6
+    )
+    assert results[host.INSIDE, 0] == pytest.approx(float(((whole > -1) & (whole < 1)).double().mean()))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_call_with_non_finite_entries_blanks_its_owner(place: int) -> None:
+    calls = [torch.ones(4), torch.zeros(2), torch.ones(3)]
+    calls[place][0] = math.nan
+    ledger = Ledger(1, host.MOMENTS_WANTED)
+    ledger.read_as(0, (-1.0, 1.0))
+    assert all(ledger.add(0, call) for call in calls)
+    results = ledger.take()[2][: host.RESULT, 0]
+    assert results[host.NONFINITE] == 1.0
+    assert np.isnan(np.delete(results, host.NONFINITE)).all()
+
+
+def test_a_merged_cosine_is_of_the_calls_that_have_one() -> None:
+    ledger = Ledger(1, host.MOMENTS_WANTED)
+    ledger.read_as(0, between="samples")
+    alike, apart = torch.ones(2, 3), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert all(ledger.add(0, call) for call in (torch.zeros(2, 3), alike, torch.zeros(1, 3), apart))
+    assert ledger.take()[2][host.RESULT, 0] == pytest.approx((6 * 1.0 + 4 * 0.0) / 10)
 
 
 @settings(max_examples=60, deadline=None)

@@ -77,13 +77,10 @@ def test_several_root_causes_are_treated_together_first() -> None:
             _found("dead-units", NONSENSE, caused_by="unscaled-input"),
         ),
     )
-    assert [remedy.title for remedy in prescribed(report)] == [
-        "Lower the rate, and standardise the inputs",
-        "Look at the data",
-        "Lower the rate",
-        "Standardise the inputs",
-        "Raise the rate",
-    ]
+    chosen = [remedy.title for remedy in prescribed(report)]
+    assert chosen[0] == "Lower the rate, and standardise the inputs"
+    assert "at the rate that a short search finds" in chosen[1]  # no other remedy changes anything else
+    assert chosen[2:6] == ["Look at the data", "Lower the rate", "Standardise the inputs", "Raise the rate"]
     alone = replace(report, findings=(report.findings[0], _found("unscaled-input", scale, severity="note")))
     assert prescribed(alone)[0] is BY_HAND
 
@@ -169,6 +166,53 @@ def test_an_interrupted_treatment_resumes_without_repeating_what_is_done(tmp_pat
     )
     assert set(seen) == {"Lower the rate, seed 1"}
     assert treatment.complete
+
+
+def test_a_treatment_that_was_moved_goes_on_where_it_is(tmp_path: Path) -> None:
+    first = treat(build(5.0), batches, [LOWER], 20, 1, tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = treat(build(5.0), batches, [LOWER], 20, 1, tmp_path / "there")
+    assert _figures(moved) == _figures(first)
+    runs = [trial.run for trial in (*moved.patient, *moved.effects[0].trials)]
+    assert all(
+        Path(run).is_relative_to(tmp_path / "there") and Path(run, "run.json").exists() for run in runs
+    )
+
+
+def test_three_trials_are_of_three_mechanisms() -> None:
+    warm = Remedy("warmup", "Warm up", "", "", "", {"do": "train", "warmup_steps": 10})
+    drawn = Remedy("initialization", "Draw", "", "", "", {"do": "initialize", "scheme": "he"})
+    found = _found("learning-rate-too-high", LOWER, RAISE, warm, drawn)
+    chosen = [remedy.title for remedy in prescribed(Report(mlp_run(), "ailing", (found,)))]
+    assert chosen[:2] == ["Lower the rate", "Draw"]
+    assert "LayerNorm" in chosen[2]
+    unexplained = [remedy.title for remedy in prescribed(Report(mlp_run(), "healthy", ()))]
+    assert unexplained[0] == chosen[2]
+    broken = prescribed(Report(mlp_run(), "ailing", (_found("non-finite"),)))
+    assert all(remedy.title.startswith("Keep roots, logarithms and quotients off zero") for remedy in broken)
+
+
+def test_gaps_and_edges_that_make_nan_are_treated(tmp_path: Path) -> None:
+    def make() -> Any:
+        model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
+        return (
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            lambda output, target: ((d := output - target[:, None]) * (d > 0)).sqrt().mean(),
+        )
+
+    def holed(seed: int) -> Any:
+        return [(x.where(x > -2, torch.nan), y) for x, y in batches(seed)]
+
+    fill = Remedy("input-scaling", "Fill", "", "", "", {"do": "train", "fill_missing": True})
+    both = {"do": "train", "fill_missing": True, "keep_finite": True, "search": [0.01, 0.1]}
+    guard = Remedy("code", "Fill and guard", "", "", "", both)
+    treatment = treat(make, holed, [fill, guard], steps=20, seeds=1, run_dir=tmp_path / "t")
+    by_title = {effect.remedy.title: effect.trials[0] for effect in treatment.effects}
+    assert not math.isfinite(treatment.patient[0].final)
+    assert math.isfinite(by_title["Fill and guard"].final)
+    assert treatment.winner is not None
+    assert treatment.winner.remedy is guard
 
 
 def test_a_trial_under_way_is_given_up_at_the_time_limit(

@@ -3,7 +3,8 @@
 An action is a mapping with "do", the name of an operation, and its arguments:
 
 - "replace-activation": to, from (names of those to replace; all hidden ones if absent), layers (modules)
-- "initialize": scheme ("own", "he", "xavier", "lecun", "orthogonal", "lsuv", or one for each layer), layers
+- "initialize": scheme ("own", "he", "xavier", "lecun", "orthogonal", "lsuv", or one for each layer), layers,
+  everything (attention, norms and embeddings far from their usual size, too)
 - "normalize": norm ("batch", "layer", "group"), layers (those whose activations it goes before)
 - "replace-norm": norm ("layer", "group", "none"), layers · "set-epsilon": eps, layers
 - "residual": layers, scale (of the branch) · "widen": factor
@@ -24,6 +25,7 @@ from torch import nn
 from gradscope.errors import SurgeryRefused
 from gradscope.prescribe.surgery.activations import replace_activations
 from gradscope.prescribe.surgery.copying import copy_of
+from gradscope.prescribe.surgery.guarded import Guarded
 from gradscope.prescribe.surgery.initialization import initialize
 from gradscope.prescribe.surgery.norms import normalize, replace_norms, set_epsilon
 from gradscope.prescribe.surgery.optimization import (
@@ -37,7 +39,7 @@ from gradscope.prescribe.surgery.width import widen
 from gradscope.prescribe.training import steps_of
 from gradscope.records import Remedy
 
-__all__ = ["apply", "change_optimizer", "clip_gradients", "runs", "warm_up"]
+__all__ = ["Guarded", "apply", "change_optimizer", "clip_gradients", "runs", "warm_up"]
 
 Operation = Callable[[nn.Module, Mapping[str, Any], Any], None]
 

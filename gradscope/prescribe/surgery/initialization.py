@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from gradscope.errors import SurgeryRefused
 from gradscope.prescribe.gains import EMBEDDING_SPREAD, scheme_for
 from gradscope.prescribe.surgery.running import run
-from gradscope.prescribe.surgery.structure import RECURRENT, Levels, weighted
+from gradscope.prescribe.surgery.structure import NORMS, RECURRENT, Levels, weighted
 
 _LEAST_VARIANCE, _MOST_PASSES, _TOLERANCE = 1e-12, 10, 0.05  # of LSUV, Mishkin & Matas 2016
 
@@ -31,6 +31,7 @@ def _orthogonal(weight: Tensor) -> None:
     weight.copy_(nn.init.orthogonal_(drawn))  # its QR decomposition knows no 16-bit numbers
 
 
+_USUAL = (1e-3, 3.0)  # deviation of an embedding's entries
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 SCHEMES: dict[str, Callable[[Tensor], object]] = {
     "he": _he,
@@ -44,6 +45,8 @@ def initialize(model: nn.Module, action: Mapping[str, Any], batch: Any) -> None:
     """Draw the weights of layers by a scheme and set their biases to zero, in place."""
     scheme = action["scheme"]
     layers = _layers(model, action.get("layers"))
+    if action.get("everything"):
+        layers |= _beside_layers(model)
     levels = Levels(model)
     for name, layer in layers.items():
         chosen = scheme.get(name, "own") if isinstance(scheme, Mapping) else scheme
@@ -53,6 +56,8 @@ def initialize(model: nn.Module, action: Mapping[str, Any], batch: Any) -> None:
             _initialize_embedding(layer)
         elif isinstance(layer, nn.MultiheadAttention):
             _initialize_attention(layer)
+        elif isinstance(layer, NORMS):
+            layer.reset_parameters()  # type: ignore[operator]
         else:
             _draw(name, layer, "orthogonal" if chosen == "lsuv" else chosen, levels)
     if scheme == "lsuv":
@@ -88,6 +93,19 @@ def _layers(model: nn.Module, names: list[str] | None) -> dict[str, nn.Module]:
     if not chosen:
         raise SurgeryRefused("the model has no linear, convolution or recurrent layer to initialise")
     return chosen
+
+
+def _beside_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return what else is born with weights: attention, norms, and embeddings of an unusual size."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+        or (isinstance(module, NORMS) and hasattr(module, "reset_parameters"))
+        or (
+            isinstance(module, EMBEDDINGS) and not _USUAL[0] < float(module.weight.detach().std()) < _USUAL[1]
+        )
+    }
 
 
 def _tied(model: nn.Module) -> set[int]:

@@ -56,12 +56,12 @@ COLUMNS = (
 )
 
 
-def table(runs: Sequence[Judged]) -> str:
+def table(runs: Sequence[Judged], tools: Sequence[str] = TOOLS) -> str:
     """Return the comparison as a Markdown table: share of runs, [95 % interval over programs]."""
     sizes = [sum(column.counts(run) for run in runs) for column in COLUMNS]
     heads = [f"{column.title} (n={size})" for column, size in zip(COLUMNS, sizes, strict=True)]
     lines = ["| tool | " + " | ".join(heads) + " | steps to alarm |", "|---" * (len(COLUMNS) + 2) + "|"]
-    for tool in TOOLS:
+    for tool in tools:
         cells = [_cell(tool, column, runs) for column in COLUMNS]
         lines.append(f"| {tool} | " + " | ".join(cells) + f" | {_steps(tool, runs)} |")
     return "\n".join(lines)

@@ -57,7 +57,14 @@ class Outcome:
 
 
 def outcome(run: Run, settings: Settings) -> Outcome:
-    """Judge the loss of a run."""
+    """Judge the loss of a run, once for all rules that ask."""
+    known: Outcome | None = run.conclusions.get((outcome, settings))
+    if known is None:
+        known = run.conclusions[outcome, settings] = _outcome(run, settings)
+    return known
+
+
+def _outcome(run: Run, settings: Settings) -> Outcome:
     recorded = column(run, "loss")
     losses = recorded[np.isfinite(recorded)]
     squared = squared_error(run)

@@ -107,6 +107,11 @@ class Run:
         """Return all parameters, in the model's order."""
         return self.info.parameters
 
+    @cached_property
+    def conclusions(self) -> dict[object, Any]:
+        """Return what has been concluded from this very run, for its readers to keep and to find again."""
+        return {}
+
     def layer(self, name: str) -> LayerInfo:
         """Return the layer of this name; KeyError if there is none."""
         return self._layers_by_name[name]

@@ -192,3 +192,30 @@ def test_products_of_zeros_leave_most_entries_without_a_gradient(tmp_path: Path)
 
 def test_rate_that_a_schedule_takes_away_is_too_low(tmp_path: Path) -> None:
     assert found(judge(tmp_path, body, steps=120, rate=0.3))[:1] == ["learning-rate-too-low"]
+
+
+@pytest.mark.parametrize("trained_before", [False, True])
+@pytest.mark.parametrize("zero_biases", [False, True])
+def test_frozen_body_is_named_only_if_it_was_never_trained(
+    tmp_path: Path, zero_biases: bool, trained_before: bool
+) -> None:
+    def build() -> nn.Sequential:
+        inner = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 2), nn.Tanh())
+        for parameter in inner.parameters():
+            if zero_biases and parameter.dim() == 1:
+                nn.init.zeros_(parameter)
+            if trained_before:  # which moves every entry
+                parameter.data += 0.05 * torch.randn_like(parameter)
+        return nn.Sequential(*inner.requires_grad_(False), nn.Linear(2, 1))
+
+    assert ("not-optimized" in found(judge(tmp_path, build))) is not trained_before
+
+
+def test_frozen_body_of_random_features_that_serve_is_no_ailment(tmp_path: Path) -> None:
+    def build() -> nn.Sequential:
+        wide = nn.Sequential(nn.Linear(4, 256), nn.Tanh())
+        nn.init.normal_(wide[0].weight, 0, 0.7)
+        nn.init.zeros_(wide[0].bias)
+        return nn.Sequential(*wide.requires_grad_(False), nn.Linear(256, 1))
+
+    assert "not-optimized" not in found(judge(tmp_path, build, steps=300))

@@ -84,7 +84,7 @@ def test_a_classic_fault_is_repaired_at_the_first_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recording, "RUNS", tmp_path)
-    treated = treat(("mlp-adam-lr-1e-6", 0, False))
+    treated = treat(("mlp-adam-lr-1e-6", 0, False, (GRADSCOPE,)))
     assert treated is not None
     assert treated.courses[GRADSCOPE].first_repairs
     outcome = recording.find("mlp-relu-he", 0).outcome

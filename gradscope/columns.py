@@ -38,7 +38,7 @@ STEP_COLUMNS: tuple[Column, ...] = (
     Column("step", "optimizer steps", "optimizer steps done before this one; the first step is 0", "first"),
     Column("epoch", "epochs", "epoch that the step belongs to", "first"),
     Column("batch_idx", "batches", "index of the step's last batch in its epoch", "first"),
-    Column("micro_batches", "batches", "micro-batches accumulated into this step", "max"),
+    Column("micro_batches", "batches", "micro-batches accumulated into this step; NaN in plain loops", "max"),
     Column("loss", "loss", "mean over the micro-batches of the loss that was minimised", "mean"),
     Column("lr", "1", "learning rate of the first parameter group of the first optimizer", "first"),
     Column(

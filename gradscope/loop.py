@@ -153,7 +153,7 @@ class Watch:
         self._begin_step()
 
     def _facts(self, loss: Tensor | float | None) -> dict[str, float | Tensor]:
-        facts: dict[str, float | Tensor] = {"micro_batches": 1.0}
+        facts: dict[str, float | Tensor] = {}
         if loss is not None:
             facts["loss"] = loss
         if self._scale is not None:

@@ -49,9 +49,10 @@ def squared_error(run: Run) -> SquaredError | None:
     layers = {layer.name: layer for layer in run.layers}
     if not _is_squared_error(functions) or len(inputs) != 1 or inputs[0] not in layers:
         return None
-    if np.isfinite(column(run, "amp_scale")).any() or (column(run, "micro_batches") > 1).any():
-        return None
     name = inputs[0]
+    # The loss is one batch's, the signal that of all batches in a step.
+    if np.isfinite(column(run, "amp_scale")).any() or (run.layer_table("calls")[name] > 1).any():
+        return None
     loss, count = column(run, "loss"), run.layer_table("signal_count")[name].to_numpy()
     signal = run.layer_table("signal_rms")[name].to_numpy()
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

@@ -6,11 +6,14 @@ import math
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import gradscope
 from gradscope import read_run
+from gradscope.diagnose import diagnose
 from gradscope.diagnose.outcome import answers_alike, outcome
 from gradscope.settings import Settings
 from tests.diagnose.cases import with_info
@@ -133,3 +136,22 @@ def test_logarithm_inside_a_module_of_ones_own_is_not_missed(tmp_path: Path) -> 
         return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3), Likely())
 
     assert "output-mismatch" not in found(judge(tmp_path, build, loss))
+
+
+@pytest.mark.parametrize("batches", [1, 4])
+def test_accumulated_batches_are_no_broadcast_loss(tmp_path: Path, batches: int) -> None:
+    """The loss that is told is the last batch's, the signal that of all batches."""
+    torch.manual_seed(0)
+    model = body(32)
+    optimizer, inputs = torch.optim.Adam(model.parameters(), 1e-2), torch.randn(256, 4)
+    targets = inputs[:, :1].sin() + 0.3 * torch.randn(256, 1)
+    with gradscope.watch(model, optimizer, run_dir=tmp_path / "run", verbose=False) as scope:
+        for _ in range(100):
+            optimizer.zero_grad()
+            for _ in range(batches):
+                rows = torch.randint(0, 256, (16,))
+                loss = F.mse_loss(model(inputs[rows]), targets[rows]) / batches
+                loss.backward()
+            optimizer.step()
+            scope.step(loss * batches)
+    assert found(diagnose(read_run(tmp_path / "run"))) == []

@@ -273,9 +273,7 @@ def _factor(run: Run, classes: int) -> float:
     several = len(run.info.loss["inputs"]) > 1  # such as experts, each of which sees some of the samples
     if several or not len(run.steps) or name not in {layer.name for layer in run.layers}:
         return 1.0
-    rows = float(run.layer_table("signal_count")[name].iloc[0]) / classes
-    error = math.sqrt((1 - 1 / classes) / classes)
-    factor = rows * float(run.layer_table("signal_rms")[name].iloc[0]) / error
+    factor = _first_signal(run, name) / classes / math.sqrt((1 - 1 / classes) / classes)
     loss = float(column(run, "loss")[0])
     if not factor > 0 or np.isfinite(column(run, "amp_scale")).any():
         return 1.0
@@ -293,8 +291,14 @@ def _factor_of_two(run: Run) -> float:
     known = {layer.name for layer in run.layers}
     if len(names) != 1 or names[0] not in known or not len(run.steps) or int(steps_of(run)[0]) > 0:
         return 1.0
-    count, size = (float(run.layer_table(f"signal_{kind}")[names[0]].iloc[0]) for kind in ("count", "rms"))
-    return factor if 0 < (factor := 2 * count * size) < NO_ERROR else 1.0
+    factor = 2 * _first_signal(run, names[0])
+    return factor if 0 < factor < NO_ERROR else 1.0
+
+
+def _first_signal(run: Run, name: str) -> float:
+    """Return the number of a layer's entries times their signal's root mean square, at the first step."""
+    count, size = (float(run.layer_table(f"signal_{kind}")[name].iloc[0]) for kind in ("count", "rms"))
+    return count * size
 
 
 def _of_probabilities(run: Run) -> bool:

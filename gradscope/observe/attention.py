@@ -67,9 +67,10 @@ class Entropies:
     """
 
     def __init__(self) -> None:
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Forget what was added."""
         self._held: dict[Any, list[tuple[int, Rows]]] = {}
         self._entries = 0
         self._read: list[tuple[list[int], Tensor]] = []
@@ -86,7 +87,7 @@ class Entropies:
         """Return owners, and (owners, 2) as `entropy_shares`, of what was added since; forget it."""
         self._read_held()
         read = self._read
-        self._forget()
+        self.forget()
         return read
 
     @torch.no_grad()

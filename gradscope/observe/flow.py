@@ -158,7 +158,7 @@ class Flow:
         self.spent = 0.0
         self._host.forget()
         self._collector.take()
-        self._entropies.take()
+        self._entropies.forget()
         self._calls = [0] * len(self.layers)
 
     def take(self) -> LayerStep:

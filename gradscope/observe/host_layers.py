@@ -65,13 +65,15 @@ class HostCollector:
 
     def take(self) -> tuple[list[Measured], Live]:
         """Return everything gathered since the last call, and which units were live."""
+        measured = []
         owners, entries, results = self._outputs.take()
-        results[INSIDE] = 1.0 - results[INSIDE]
-        outputs = Measured(False, owners, entries, torch.from_numpy(results))
+        if len(owners):
+            results[INSIDE] = 1.0 - results[INSIDE]
+            measured.append(Measured(False, owners, entries, torch.from_numpy(results)))
         owners, entries, results = self._signals.take()
-        table = np.stack([results[RMS], absmax(results), results[ZEROS], results[NONFINITE]])
-        signals = Measured(True, owners, entries, torch.from_numpy(table))
-        measured = [item for item in (outputs, signals) if len(item.owners)]
+        if len(owners):
+            table = np.stack([results[RMS], absmax(results), results[ZEROS], results[NONFINITE]])
+            measured.append(Measured(True, owners, entries, torch.from_numpy(table)))
         return measured, self._outputs.take_marks()
 
 

@@ -203,11 +203,5 @@ TABLE: dict[str, tuple[Prescription, ...]] = {
         fixes.enlarge_batch,
         normalization.raise_norm_epsilon,
     ),
-    "loss-divergence": (
-        rate.lower,
-        clipping.clip,
-        scaling.scale_targets,
-        rate.warm_up,
-        loss.robust_loss,
-    ),
+    "loss-divergence": (rate.lower, clipping.clip, scaling.scale_targets, rate.warm_up, loss.robust_loss),
 }

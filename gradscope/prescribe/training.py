@@ -53,6 +53,19 @@ class TrainingChange:
         """Say whether anything changes."""
         return self != TrainingChange()
 
+    @property
+    def of_optimizer(self) -> TrainingChange:
+        """Return what of it an optimizer is made or set by."""
+        return TrainingChange(
+            rate=self.rate,
+            rate_factor=self.rate_factor,
+            warmup_steps=self.warmup_steps,
+            weight_decay=self.weight_decay,
+            optimizer=self.optimizer,
+            options=self.options,
+            all_parameters=self.all_parameters,
+        )
+
 
 def training_change(action: Mapping[str, Any]) -> TrainingChange:
     """Return all changes of the training in an action; of two that contradict, the later one holds."""

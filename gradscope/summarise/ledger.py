@@ -108,7 +108,7 @@ class Ledger:
         Owners and numbers of entries: (owners,); results, and below them cosines: (RESULT + 1, owners).
         """
         owners = np.flatnonzero(self._rows[:, _ENTRIES])
-        rows = self._rows[owners].T.copy()
+        rows = self._rows.T.take(owners, axis=1)
         self._rows[:, [_ENTRIES, _ALIKE]] = 0.0
         return owners, rows[_ENTRIES], rows[: _COSINE + 1]
 

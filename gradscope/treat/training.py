@@ -250,18 +250,7 @@ def _unless_scheduled(old: Optimizer, new: Optimizer) -> Optimizer:
 
 def changed_optimizer(optimizer: Optimizer, change: TrainingChange, model: nn.Module) -> Optimizer:
     """Return the optimizer with the change made; the given one if nothing of it changes."""
-    of_optimizer = replace(
-        change,
-        clipping=None,
-        scale_inputs=False,
-        scale_targets=False,
-        precision=None,
-        search=(),
-        keep_finite=False,
-        pass_steps=False,
-        fill_missing=False,
-    )
-    if of_optimizer:
+    if change.of_optimizer:
         optimizer = surgery.change_optimizer(change, optimizer, model)
     if change.warmup_steps:
         schedule = surgery.warm_up(optimizer, change.warmup_steps)

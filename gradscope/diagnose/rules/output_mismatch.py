@@ -34,6 +34,7 @@ from itertools import dropwhile, pairwise, takewhile, zip_longest
 
 import numpy as np
 
+from gradscope.diagnose import theory
 from gradscope.diagnose.architecture import (
     RESHAPING,
     feeds_output,
@@ -60,9 +61,8 @@ ERRORS = ("MseLoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "Abs", "Pow", "Binar
 LOST_SCALE, WOBBLE = 0.5, 0.05
 PINNED = 0.02  # share of a bounded output's range within which it lies at its bound
 HELD_BACK = 0.5  # share of the squared error at the output that a rectifier lets not through
-# Activations as the loss's graph names them, with their largest slopes.
+# Activations as the loss's graph names them.
 SHOWN = {"Softmax": "softmax", "Sigmoid": "sigmoid", "Tanh": "tanh", "Relu": "relu"}
-SLOPES = {"relu": 1.0, "sigmoid": 0.25, "tanh": 1.0}
 # Functions that a loss consists of, and those that may stand between it and the output it judges.
 LOSSES = (*ERRORS, "NllLoss", "NllLoss2D", "LogSoftmax", "CrossEntropyLoss", "BinaryCrossEntropyWithLogits")
 GUARDS = ("Clamp", "Log", "Sub", "Rsub")
@@ -82,7 +82,7 @@ def detect(run: Run, settings: Settings) -> Finding | None:
     if found is None and squared is not None:
         found = _residuals(run, squared, loss, settings)
     if found is None and loss.progress != "trains":
-        found = _pinned(run, outputs, settings) or _shut(run, functions, outputs, settings)
+        found = _pinned(run, outputs, settings) or _unfit_function(run, functions, outputs, settings)
     if found is None:
         return None
     number, message, cause = found
@@ -225,7 +225,7 @@ def _residuals(run: Run, squared: SquaredError, loss: Outcome, settings: Setting
     name = squared.layer.name
     last = unshaped(run, squared.layer)
     activation = last.activation
-    tail = slice(-max(settings.patience, len(run.steps) // 10), None)
+    tail = _tail(run, settings)
     began, ended = median(squared.scale[:3]), median(squared.scale[tail])
     wobble = median(np.abs(np.diff(log(squared.scale))))
     if ended < LOST_SCALE * began or wobble > WOBBLE:
@@ -270,7 +270,7 @@ def _pinned(run: Run, outputs: list[LayerInfo], settings: Settings) -> Mismatch 
     """Find a bounded output that lies at one of its bounds, while the loss still pushes it beyond."""
     if len(outputs) != 1 or outputs[0].activation not in ("sigmoid", "tanh", "hardtanh"):
         return None
-    layer, tail = outputs[0], slice(-max(settings.patience, len(run.steps) // 10), None)
+    layer, tail = outputs[0], _tail(run, settings)
     low, high = RANGE[str(layer.activation)]
     mean, deviation, pushed = (
         run.layer_table(name)[layer.name].to_numpy()
@@ -287,17 +287,19 @@ def _pinned(run: Run, outputs: list[LayerInfo], settings: Settings) -> Mismatch 
     )
 
 
-def _shut(run: Run, functions: list[str], outputs: list[LayerInfo], settings: Settings) -> Mismatch | None:
+def _unfit_function(
+    run: Run, functions: list[str], outputs: list[LayerInfo], settings: Settings
+) -> Mismatch | None:
     """Find a function at the output, of no module, that doesn't suit the targets of a mean squared error."""
     plain = [name for name in functions if name not in RESHAPING]
     activation = SHOWN.get(plain[1], "") if len(plain) > 1 and plain[0] == "MseLoss" else ""
-    if len(outputs) != 1 or activation not in SLOPES:
+    if len(outputs) != 1 or activation not in ("relu", "sigmoid", "tanh"):
         return None
     if activation == "relu":
-        return _holds_back(run, outputs[0], settings)
+        return _rectifying_function(run, outputs[0], settings)
     name, (low, high) = outputs[0].name, RANGE[activation]
     size = float(run.layer_table("activation_rms")[name].iloc[0])
-    first, most = float(column(run, "loss")[0]), (high - low) / 2 + SLOPES[activation] * size
+    first, most = float(column(run, "loss")[0]), (high - low) / 2 + theory.largest_slope(activation) * size
     if int(steps_of(run)[0]) > 0 or not first > 1.2 * most**2:
         return None
     return (
@@ -307,15 +309,14 @@ def _shut(run: Run, functions: list[str], outputs: list[LayerInfo], settings: Se
     )
 
 
-def _holds_back(run: Run, layer: LayerInfo, settings: Settings) -> Mismatch | None:
+def _rectifying_function(run: Run, layer: LayerInfo, settings: Settings) -> Mismatch | None:
     """Find a rectifier behind the last layer that lets little of a mean squared error through.
 
     The error's gradient at N outputs is 2 / N times the residuals, so that what arrives behind the function
     is N² mean(g²) / (4 loss) of their squares.
     """
-    tail = slice(-max(settings.patience, len(run.steps) // 10), None)
     count, signal = (run.layer_table(f"signal_{kind}")[layer.name].to_numpy() for kind in ("count", "rms"))
-    passed = median(((count * signal) ** 2 / (4 * column(run, "loss")))[tail])
+    passed = median(((count * signal) ** 2 / (4 * column(run, "loss")))[_tail(run, settings)])
     if not passed < 1 - HELD_BACK:
         return None
     return (
@@ -323,6 +324,11 @@ def _holds_back(run: Run, layer: LayerInfo, settings: Settings) -> Mismatch | No
         f"The rectifier behind {layer.name}, at the output, holds back most of the error.",
         f"Only {passed:.0%} of its square passes back: where the output is 0, no gradient does.",
     )
+
+
+def _tail(run: Run, settings: Settings) -> slice:
+    """Return the rows of a run's end."""
+    return slice(-max(settings.patience, len(run.steps) // 10), None)
 
 
 def _cuts_off(run: Run, layer: LayerInfo, rows: slice) -> bool:

@@ -126,18 +126,6 @@ def check_data(case: Case) -> Remedy:
     )
 
 
-def blame_data(case: Case) -> Remedy | None:
-    """Check the batches where the first layer makes NaN of them although its own weights are finite."""
-    run, finding = case.run, case.finding
-    layer = next((item for item in run.layers if item.name in finding.layers[:1]), None)
-    if layer is None or layer.inputs or layer.depth > 0:
-        return None
-    broken = run.parameter_table("weight_nonfinite")
-    own = [name for name in layer.parameters if name in broken.columns]
-    before = broken.loc[broken.index <= finding.first_step, own]
-    return None if (before.fillna(0) > 0).any().any() else check_data(case)
-
-
 def clip_at_the_right_place(case: Case) -> Remedy:
     """Clip between backward and step, after unscaling."""
     limit = case.number("clip_value") or case.fact("clip_value")

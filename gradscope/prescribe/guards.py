@@ -6,10 +6,9 @@ import numpy as np
 
 from gradscope.prescribe.case import Case
 from gradscope.prescribe.clipping import blown_up
-from gradscope.prescribe.fixes import blame_data
 from gradscope.prescribe.paste import block, some
 from gradscope.prescribe.together import together
-from gradscope.records import Remedy
+from gradscope.records import LayerInfo, Remedy
 
 _OVERFLOWING = 1e6  # size of an activation from which a few operations more may overflow
 _AT_ONCE = 2  # nothing has grown by training yet
@@ -45,8 +44,8 @@ def keep_finite(case: Case) -> Remedy:
 
 def fill_missing(case: Case) -> Remedy | None:
     """Put the mean of each feature for what is missing where torch's own first layer makes NaN of it."""
-    layer = next((item for item in case.run.layers if item.name in case.finding.layers[:1]), None)
-    if layer is None or layer.role not in _KNOWN or blame_data(case) is None:
+    layer = _breaking_its_input(case)
+    if layer is None or layer.role not in _KNOWN:
         return None
     return Remedy(
         "input-scaling",
@@ -89,6 +88,18 @@ def pass_steps(case: Case) -> Remedy | None:
         "Gradient before the step 0 → that behind it.",
         {"do": "train", "pass_steps": True},
     )
+
+
+def _breaking_its_input(case: Case) -> LayerInfo | None:
+    """Return the layer that data reach first if it makes NaN of them although its own weights are finite."""
+    run, finding = case.run, case.finding
+    layer = next((item for item in run.layers if item.name in finding.layers[:1]), None)
+    if layer is None or layer.inputs or layer.depth > 0:
+        return None
+    broken = run.parameter_table("weight_nonfinite")
+    own = [name for name in layer.parameters if name in broken.columns]
+    before = broken.loc[broken.index <= finding.first_step, own]
+    return None if (before.fillna(0) > 0).any().any() else layer
 
 
 def _overflowing(case: Case) -> bool:
